@@ -1,0 +1,26 @@
+"""estimax: one NumPyro model, any estimator, honestly measured."""
+
+from . import estimators, models
+from .inference.compare import Comparison, compare
+from .inference.diagnose import Diagnosis
+from .inference.evidence import Evidence
+from .inference.fit import fit
+from .inference.result import FitResult
+from .inference.start import Start, find_start
+from .inference.storage import load
+from .version import __version__
+
+__all__ = [
+    "Comparison",
+    "Diagnosis",
+    "Evidence",
+    "FitResult",
+    "Start",
+    "__version__",
+    "compare",
+    "estimators",
+    "find_start",
+    "fit",
+    "load",
+    "models",
+]

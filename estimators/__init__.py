@@ -1,0 +1,61 @@
+"""What is optimised: estimators and the objectives and gradient estimators they are made of."""
+
+from .base import Estimator, Posterior, Problem
+from .family import (
+    CHIVI,
+    CIWAE,
+    ELBO,
+    IWAE,
+    MIWAE,
+    PIWAE,
+    RWS,
+    VBIS,
+    VIS,
+    AutoGen,
+    DataEmphasizedELBO,
+    Renyi,
+)
+from .guides import WhitenedNormal
+from .log_weight import LogWeight
+from .objectives import (
+    Bound,
+    CUBOBound,
+    ELBOBound,
+    ForwardChi2,
+    ForwardKL,
+    Grouped,
+    IWBound,
+    Mixture,
+    Objective,
+    PowerMean,
+)
+
+__all__ = [
+    "CHIVI",
+    "CIWAE",
+    "ELBO",
+    "IWAE",
+    "MIWAE",
+    "PIWAE",
+    "RWS",
+    "VBIS",
+    "VIS",
+    "AutoGen",
+    "Bound",
+    "CUBOBound",
+    "DataEmphasizedELBO",
+    "ELBOBound",
+    "Estimator",
+    "ForwardChi2",
+    "ForwardKL",
+    "Grouped",
+    "IWBound",
+    "LogWeight",
+    "Mixture",
+    "Objective",
+    "Posterior",
+    "PowerMean",
+    "Problem",
+    "Renyi",
+    "WhitenedNormal",
+]

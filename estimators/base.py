@@ -1,0 +1,101 @@
+"""The contract between estimators (what is optimised) and `inference` (how, and what comes of it).
+
+An estimator turns a model, a guide and data into a `Problem`. A problem is a pytree: everything that changes from
+one data set to the next (data, initial values, the affine map that whitens a guide) is an array leaf, everything
+that does not (the model, the guide's class, the estimator) is static. Two problems with equal static parts and
+equal shapes therefore share one compiled program: that is how a second fit costs no compilation.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+from jax import Array
+
+Params = Any
+"""A pytree of unconstrained parameter values."""
+Data = Mapping[str, Any]
+"""Keyword arguments of the model: the model is called as ``model(**data)``."""
+Metrics = dict[str, Array]
+
+
+class Posterior(eqx.Module):
+    """Draws from an approximate posterior, with the importance weights that correct them.
+
+    The same key gives the same draws in both methods, so that weights and draws can be paired.
+    """
+
+    @abc.abstractmethod
+    def sample(self, rng_key: Array, num_samples: int) -> dict[str, Array]:
+        """Draws of the latent and deterministic sites, each of shape ``(num_samples, *event)``."""
+
+    @abc.abstractmethod
+    def log_weights(self, rng_key: Array, num_samples: int) -> Array:
+        """log p(x, z_s) − log q(z_s) in nats, shape ``(num_samples, *local plates)``.
+
+        The local plates are those that every sample site shares: there the evidence factorises per datum.
+        """
+
+    def local_axes(self) -> dict[str, tuple[int, ...]]:
+        """Axes of each site's draws that run over the local plates, in their order."""
+        return {}
+
+
+class Problem(eqx.Module):
+    """What `inference` needs of an estimator on one model and data set, and nothing more."""
+
+    params: eqx.AbstractVar[Params]
+    """Initial values, unconstrained."""
+    data: eqx.AbstractVar[dict[str, Any]]
+    """Keyword arguments of the model."""
+
+    @property
+    def deterministic(self) -> bool:
+        """True where the loss is exact (it ignores its key): second-order solvers are allowed."""
+        return False
+
+    @abc.abstractmethod
+    def init(self, rng_key: Array) -> Params:
+        """Initial unconstrained values drawn with another key: the starting points of restarts. Pure, vmappable."""
+
+    @abc.abstractmethod
+    def loss(self, params: Params, rng_key: Array, data: Data) -> tuple[Array, Metrics]:
+        """The scalar to be minimised, and a dict of scalars that the engine logs at every step."""
+
+    @abc.abstractmethod
+    def constrain(self, params: Params) -> dict[str, Array]:
+        """Parameters in the user's space, keyed by site name."""
+
+    def posterior(self, params: Params) -> Posterior | None:
+        """The posterior that the fitted parameters stand for; None where there is nothing to draw."""
+        return None
+
+    def gradient_parts(self, params: Params, rng_key: Array, data: Data) -> dict[str, Any]:
+        """The descent gradient split by role, as ``{"theta": ..., "phi": ...}`` of pytrees keyed by site name."""
+        return {"theta": jax.grad(lambda p: self.loss(p, rng_key, data)[0])(params)}
+
+    def explain(self, params: Params, rng_key: Array, data: Data) -> str:
+        """In words: which site or parameter makes the loss non-finite at these values."""
+        return "the loss is not finite"
+
+
+class Estimator(abc.ABC):
+    """An objective for a NumPyro model. Hashable and immutable: two equal estimators compile once."""
+
+    needs_guide: bool = True
+    """Whether `fit` must resolve a guide (``guide=None`` becomes the default one) before it asks for the problem."""
+
+    @abc.abstractmethod
+    def problem(self, rng_key: Array, model: Callable, guide: Callable | None, data: Data) -> Problem:
+        """The optimisation problem that this estimator poses.
+
+        Args:
+            rng_key: draws initial values.
+            model: NumPyro model, called as ``model(**data)``.
+            guide: NumPyro guide of the same arguments; None where `needs_guide` is False.
+            data: keyword arguments of the model.
+        """

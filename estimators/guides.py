@@ -1,0 +1,112 @@
+"""The default guide: a Gaussian in coordinates whitened at the posterior mode, and per-datum Gaussians for local latents.
+
+Optimisers step in the guide's own units. In a model of raw data these differ by orders of magnitude between
+parameters, and that is where stochastic VI loses people. Here the global latents are z = loc + scale u with `loc` the
+mode and scale scaleᵀ the inverse curvature: the posterior of u is near N(0, I) whatever the units of the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpyro
+from jax import Array
+from numpyro import distributions as dist
+from numpyro import handlers
+
+from .unconstrained import Site, constrain, unravel
+
+
+class WhitenedNormal(eqx.Module):
+    """NumPyro guide for any model with continuous latents.
+
+    Args:
+        model: the NumPyro model, called as ``model(**data)``.
+        sites: its latent sites (`unconstrained.latent_sites`).
+        loc: mode of the global latents in unconstrained space, shape ``(D,)``.
+        scale: lower-triangular factor ``(D, D)`` of their covariance, or standard deviations ``(D,)``.
+        local_loc, local_scale: starting mean and standard deviation of each local site, of its full-size shape.
+        full_rank: learn a full covariance in whitened coordinates, else standard deviations.
+
+    The guide's parameters (``auto_loc``, ``auto_scale_tril`` or ``auto_scale``) are in units of posterior standard
+    deviations at the mode. It is an ordinary guide function, with `numpyro.infer.SVI` too.
+    """
+
+    model: Callable
+    loc: Array
+    scale: Array
+    local_loc: dict[str, Array]
+    local_scale: dict[str, Array]
+    sites: tuple[Site, ...] = eqx.field(static=True)
+    full_rank: bool = eqx.field(static=True)
+
+    @property
+    def global_sites(self) -> tuple[Site, ...]:
+        return tuple(s for s in self.sites if not s.local)
+
+    def __call__(self, *args: Any, **data: Any) -> dict[str, Array]:
+        if args:
+            raise TypeError("the default guide takes keyword arguments only: call model and guide as f(**data)")
+        unconstrained = self._sample_global() | self._sample_local()
+        # The model runs only to say what the supports are: nothing else of it is kept, so nothing else is computed.
+        values, log_dets, _ = constrain(handlers.seed(self.model, 0), data, unconstrained)
+        for site in self.sites:
+            with _open(site.plates if site.local else ()):
+                numpyro.sample(
+                    site.name,
+                    dist.Delta(values[site.name], log_density=-log_dets[site.name], event_dim=site.event_dim),
+                )
+        return values
+
+    def _sample_global(self) -> dict[str, Array]:
+        dimension = self.loc.shape[0]
+        if dimension == 0:
+            return {}
+        loc = numpyro.param("auto_loc", jnp.zeros(dimension, jnp.result_type(float)))
+        base: dist.Distribution
+        if self.full_rank:
+            constraint = dist.constraints.scaled_unit_lower_cholesky
+            tril = numpyro.param("auto_scale_tril", jnp.eye(dimension), constraint=constraint)
+            base = dist.MultivariateNormal(loc, scale_tril=tril)
+        else:
+            scale = numpyro.param("auto_scale", jnp.ones(dimension), constraint=dist.constraints.positive)
+            base = dist.Normal(loc, scale).to_event(1)
+        u = numpyro.sample("_auto_latent", base, infer={"is_auxiliary": True})
+        if self.scale.ndim == 2:
+            z, volume = self.loc + self.scale @ u, jnp.sum(jnp.log(jnp.abs(jnp.diag(self.scale))))
+        else:
+            z, volume = self.loc + self.scale * u, jnp.sum(jnp.log(self.scale))
+        numpyro.sample("_auto_volume", dist.Delta(0.0, log_density=-volume), infer={"is_auxiliary": True})
+        return unravel(z, self.global_sites)
+
+    def _sample_local(self) -> dict[str, Array]:
+        values = {}
+        for site in self.sites:
+            if not site.local:
+                continue
+            event_dim = len(site.shape) - len(self._batch(site))
+            with _open(site.plates):
+                start, spread = self.local_loc[site.name], self.local_scale[site.name]
+                loc = numpyro.param(f"{site.name}_auto_loc", start, event_dim=event_dim)
+                scale = numpyro.param(
+                    f"{site.name}_auto_scale", spread, constraint=dist.constraints.positive, event_dim=event_dim
+                )
+                values[site.name] = numpyro.sample(
+                    f"_{site.name}_latent", dist.Normal(loc, scale).to_event(event_dim), infer={"is_auxiliary": True}
+                )
+        return values
+
+    @staticmethod
+    def _batch(site: Site) -> range:
+        return range(-min(dim for *_, dim in site.plates))
+
+
+def _open(plates: tuple[tuple[str, int, int, int], ...]) -> ExitStack:
+    stack = ExitStack()
+    for name, size, subsample_size, dim in plates:
+        stack.enter_context(numpyro.plate(name, size, subsample_size=subsample_size, dim=dim))
+    return stack

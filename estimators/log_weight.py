@@ -1,0 +1,204 @@
+"""`LogWeight`: any θ-objective with any φ-objective and any gradient estimator that is valid for them.
+
+The parameters θ are the model's `param` sites, φ are the guide's. Each follows its own objective: one surrogate loss
+has as its gradient the pair of both, so that the estimator is a `numpyro.infer.elbo.ELBO` like any other.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, random
+from jax.lax import stop_gradient
+from jax.scipy.special import logsumexp
+from numpyro.infer import elbo as numpyro_elbo
+
+from . import particles
+from .base import Data, Estimator, Metrics
+from .guided import GuidedProblem
+from .objectives import GRADIENTS, IWBound, Objective
+
+# Best first: no variance at the optimum, then little, then any that is valid.
+_PREFERENCE = ("path", "dreg", "reparam", "score")
+
+
+@dataclass(frozen=True)
+class LogWeight(Estimator, numpyro_elbo.ELBO):
+    """θ climbs one function of the log-weights, φ another, by a chosen gradient estimator.
+
+    Works as ``loss=`` of `numpyro.infer.SVI` and as the estimator of `estimax.fit`.
+
+    Args:
+        num_particles: number of draws K per step.
+        gradient: "reparam", "score", "path" or "dreg" (docs: gradient estimators); None picks the one of lowest
+            variance that is valid for `phi` and the guide's sites.
+        theta: objective that the model's parameters climb; the reported loss is its negative.
+        phi: objective that the guide's parameters climb; None means the same as `theta`.
+        likelihood_power: exponent on the likelihood inside both objectives; evidence and diagnostics always use 1.
+            None is D/N, latent dimensions over data (Learning Hyperparameters via a Data-Emphasized Variational
+            Objective).
+        vectorize_particles: evaluate particles together (vmap), or one after the other in constant memory.
+
+    Raises:
+        ValueError: fewer than one particle, an unknown gradient estimator, or one that `phi` does not have.
+    """
+
+    num_particles: int = 16
+    gradient: str | None = None
+    theta: Objective = field(default_factory=IWBound)
+    phi: Objective | None = None
+    likelihood_power: float | None = 1.0
+    vectorize_particles: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.num_particles, bool) or not isinstance(self.num_particles, int) or self.num_particles < 1:
+            raise ValueError(f"num_particles must be an integer of at least 1, got {self.num_particles!r}")
+        if self.gradient is not None and self.gradient not in GRADIENTS:
+            raise ValueError(f"gradient must be one of {', '.join(GRADIENTS)} or None, got {self.gradient!r}")
+        if self.gradient is not None and self.gradient not in self._phi.gradients:
+            raise ValueError(
+                f"gradient={self.gradient!r} does not exist for {type(self._phi).__name__}; "
+                f"it has {', '.join(self._phi.gradients)}"
+            )
+        if self.gradient == "path" and not self._phi.linear:
+            warnings.warn(
+                f"gradient='path' is biased for {self.name}: it is exact for the ELBO only. "
+                "gradient='dreg' is its unbiased counterpart.",
+                stacklevel=3,
+            )
+
+    @property
+    def _phi(self) -> Objective:
+        return self.theta if self.phi is None else self.phi
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    @property
+    def can_infer_discrete(self) -> bool:  # read by numpyro.infer.SVI before it warns of discrete sites
+        return self.gradient in (None, "score")
+
+    @property
+    def vectorize_particles_fn(self) -> Callable:
+        return (lambda fn, keys: jax.vmap(fn)(keys)) if self.vectorize_particles else jax.lax.map
+
+    def resolve_gradient(self, structure: particles.Structure) -> str:
+        """The gradient estimator in force for a guide with these sites.
+
+        Raises:
+            ValueError: a reparameterised gradient is asked for at a site that has none.
+        """
+        blocked = structure.not_reparameterised
+        if self.gradient is None:
+            if blocked:
+                return "score"
+            valid = [g for g in _PREFERENCE if g in self._phi.gradients]
+            return next(g for g in valid if g != "path" or self._phi.linear)
+        if self.gradient != "score" and blocked:
+            raise ValueError(
+                f"gradient={self.gradient!r} needs reparameterised draws, but guide site {blocked[0]!r} has none "
+                "(it is discrete, or its distribution has no rsample). Use gradient='score' or gradient=None."
+            )
+        return self.gradient
+
+    def resolve(self, structure: particles.Structure) -> LogWeight:
+        """This estimator with what depends on the model's size filled in."""
+        if self.likelihood_power is not None:
+            return self
+        dimension = sum(math.prod(fn.shape()) for fn in structure.latents.values())
+        return replace(self, likelihood_power=dimension / max(structure.num_data, 1))
+
+    def loss_and_metrics(
+        self,
+        rng_key: Array,
+        params: dict[str, Any],
+        model: Callable,
+        guide: Callable,
+        args: tuple,
+        kwargs: dict,
+        structure: particles.Structure | None = None,
+    ) -> tuple[Array, Metrics]:
+        """Surrogate loss (value: minus the θ-objective; gradient: that of both objectives) and the step's metrics.
+
+        Args:
+            params: values of the `param` sites, constrained.
+            structure: what `particles.inspect` found; None inspects (costs tracing time, no run time).
+        """
+        plate_key, rng_key = random.split(rng_key)
+        model, guide = particles.fix_plates(model, plate_key), particles.fix_plates(guide, plate_key)
+        if structure is None:
+            structure = particles.inspect(model, guide, params, args, kwargs)
+        this = self.resolve(structure)
+        theta, phi = this.theta, this._phi
+        gradient = this.resolve_gradient(structure)
+        if structure.inner_subsampled and not (theta.linear and phi.linear):
+            raise ValueError(
+                f"{self.name} is not linear in the log-weights, so a subsampled plate must enclose every sample site, "
+                f"but plate {structure.inner_subsampled[0]!r} does not. Use ELBO, or all of the data."
+            )
+        # Only a θ-site that both use can make these differ: there the guide sees a constant.
+        still = jax.tree.map(stop_gradient, params)
+        live = {n: still[n] if n in structure.theta else v for n, v in params.items()}
+        keys = random.split(rng_key, self.num_particles)
+
+        def evaluate(**how: Any) -> particles.LogJoint:
+            return this.vectorize_particles_fn(
+                lambda key: particles.log_joint(key, structure, model, guide, args, kwargs, **how), keys
+            )
+
+        power = float(this.likelihood_power)
+        log_q = {"reparam": None, "score": live, "path": still, "dreg": still}[gradient]
+        if gradient == "score":
+            joint = evaluate(draw=still, log_q=log_q, log_p=params)
+            log_w = stop_gradient(joint.log_weight(power))
+            surrogate = theta.total(log_w) * joint.model(power) + phi.score(log_w) * joint.guide
+        else:
+            coefficients = {"reparam": phi.total, "path": phi.path, "dreg": phi.double}[gradient]
+            shared = theta == phi and gradient in ("reparam", "path")
+            if shared or not structure.theta:
+                joint = evaluate(draw=live, log_q=log_q, log_p=params)
+                live_log_w = joint.log_weight(power)
+                log_w = stop_gradient(live_log_w)
+                surrogate = coefficients(log_w) * live_log_w
+            else:
+                joint = evaluate(draw=live, log_q=log_q, log_p=still)
+                log_w = stop_gradient(joint.log_weight(power))
+                surrogate = coefficients(log_w) * joint.log_weight(power)
+                surrogate += theta.total(log_w) * evaluate(draw=still, log_p=params).model(power)
+        value = structure.plate_scale * jnp.sum(theta(log_w))
+        surrogate = structure.plate_scale * jnp.sum(surrogate)
+        loss = -(stop_gradient(value - surrogate) + surrogate)
+        return loss, this._metrics(log_w, structure)
+
+    def _metrics(self, log_w: Array, structure: particles.Structure) -> Metrics:
+        if self.num_particles == 1:
+            return {}
+        ess = jnp.exp(2 * logsumexp(log_w, 0) - logsumexp(2 * log_w, 0)) / self.num_particles
+        return {"ess": jnp.mean(ess)}
+
+    def loss(  # type: ignore[override]
+        self, rng_key: Array, param_map: dict, model: Callable, guide: Callable, *args: Any, **kwargs: Any
+    ) -> Array:
+        """NumPyro's entry point (`numpyro.infer.elbo.ELBO.loss`): the scalar surrogate loss."""
+        return self.loss_and_metrics(rng_key, param_map, model, guide, args, kwargs)[0]
+
+    def loss_with_mutable_state(self, *args: Any, **kwargs: Any) -> Any:
+        raise ValueError(
+            f"{self.name} does not carry mutable state (numpyro.mutable, batch normalisation): the particles would "
+            "each write their own. Use numpyro.infer.Trace_ELBO, or a module without mutable state."
+        )
+
+    def problem(self, rng_key: Array, model: Callable, guide: Callable | None, data: Data) -> GuidedProblem:
+        assert guide is not None
+        return GuidedProblem.create(self, rng_key, model, guide, data)
+
+    def with_gradient(self, gradient: str | None) -> LogWeight:
+        """The same estimator with another gradient estimator."""
+        return replace(self, gradient=gradient)

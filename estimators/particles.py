@@ -1,0 +1,195 @@
+"""Particles: draws from a guide with their log-weights, differentiable along the path that a gradient estimator asks for.
+
+The value of a log-weight never depends on the gradient estimator, its derivative does. One draw of the guide and one
+or two evaluations of the densities, with the right stop-gradients between them, give every estimator of the family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, random
+from jax.lax import stop_gradient
+from numpyro import distributions as dist
+from numpyro.handlers import replay, seed, substitute, trace
+from numpyro.infer.util import compute_log_probs
+from numpyro.util import check_model_guide_match
+
+# Random plate subsamples must agree between particles, model and guide; every other random site draws its own.
+_ONLY_PLATES = ["sample", "prng_key", "control_flow"]
+
+
+class Structure(NamedTuple):
+    """What the traces of a model and a guide say, independent of any value."""
+
+    theta: frozenset[str]
+    """Names of the model's `param` sites; a site that the guide shares belongs here."""
+    constraints: dict[str, Any]
+    """Constraint of every `param` site of model and guide."""
+    latents: dict[str, Any]
+    """Latent sample sites of the model: name -> distribution (abstract)."""
+    observed: frozenset[str]
+    """Observed sample sites of the model."""
+    not_reparameterised: tuple[str, ...]
+    """Guide sites without a reparameterised sampler."""
+    plate_dims: frozenset[int]
+    """Negative batch dimensions of the plates that every sample site of model and guide shares."""
+    plate_scale: float
+    """Size over subsample size of those plates, multiplied."""
+    inner_subsampled: tuple[str, ...]
+    """Subsampled plates that do not enclose every site."""
+    num_data: int
+    """Number of observed scalars, subsampled plates counted at full size."""
+
+
+def _is_delta(fn: Any) -> bool:
+    while isinstance(fn, (dist.ExpandedDistribution, dist.MaskedDistribution, dist.Independent)):
+        fn = fn.base_dist
+    return isinstance(fn, dist.Delta)
+
+
+def inspect(model: Callable, guide: Callable, params: dict, args: tuple, kwargs: dict) -> Structure:
+    """Trace model and guide abstractly (nothing is computed) and read off their structure.
+
+    Raises:
+        ValueError: the guide misses a latent site of the model, or has a site that the model does not.
+    """
+    found: list[Structure] = []
+
+    def run() -> Array:
+        guide_trace = trace(substitute(seed(guide, random.key(0)), params)).get_trace(*args, **kwargs)
+        model_trace = trace(substitute(replay(seed(model, random.key(1)), guide_trace), params)).get_trace(
+            *args, **kwargs
+        )
+        check_match(model_trace, guide_trace)
+        found.append(_structure(model_trace, guide_trace))
+        return jnp.zeros(())
+
+    jax.eval_shape(run)
+    return found[0]
+
+
+def check_match(model_trace: dict, guide_trace: dict) -> None:
+    """Raise where model and guide do not have the same latent sites with the same shapes."""
+    latent = {k: s for k, s in model_trace.items() if s["type"] == "sample" and not s["is_observed"]}
+    proposed = {k: s for k, s in guide_trace.items() if s["type"] == "sample" and not s["is_observed"]}
+    missing = sorted(set(latent) - set(proposed))
+    if missing:
+        raise ValueError(
+            f"the guide has no sample site {missing[0]!r}, which is latent in the model "
+            f"(latent sites: {', '.join(map(repr, latent)) or 'none'}; guide sites: "
+            f"{', '.join(map(repr, proposed)) or 'none'}). Add numpyro.sample({missing[0]!r}, ...) to the guide."
+        )
+    invented = sorted(k for k, s in proposed.items() if k not in latent and not s["infer"].get("is_auxiliary"))
+    if invented:
+        observed = invented[0] in model_trace
+        raise ValueError(
+            f"the guide samples site {invented[0]!r}, "
+            + ("which the model observes" if observed else "which the model does not have")
+            + ". Remove it, or mark it infer={'is_auxiliary': True}."
+        )
+    for name, site in latent.items():
+        in_model = tuple(site["fn"].shape())
+        in_guide = tuple(proposed[name]["fn"].shape())
+        if in_model != in_guide:
+            raise ValueError(
+                f"model and guide disagree on the shape of site {name!r}: the model says {in_model}, the guide "
+                f"{in_guide}. Check plates and .to_event() on both sides."
+            )
+    check_model_guide_match(model_trace, guide_trace)
+
+
+def _structure(model_trace: dict, guide_trace: dict) -> Structure:
+    sites = [s for t in (model_trace, guide_trace) for s in t.values() if s["type"] == "sample"]
+    plates = {n: s["args"] for t in (model_trace, guide_trace) for n, s in t.items() if s["type"] == "plate"}
+    stacks = [set(s["cond_indep_stack"]) for s in sites]
+    common = set.intersection(*stacks) if stacks else set()
+    inner = {f.name for f in set().union(*stacks) - common if plates[f.name][0] > f.size}
+    scale = 1.0
+    for frame in common:
+        scale *= plates[frame.name][0] / frame.size
+    params = {n: s for t in (guide_trace, model_trace) for n, s in t.items() if s["type"] == "param"}
+    observed = {n: s for n, s in model_trace.items() if s["type"] == "sample" and s["is_observed"]}
+    num_data = 0.0
+    for site in observed.values():
+        size = float(jnp.size(site["value"]))
+        for frame in site["cond_indep_stack"]:
+            size *= plates[frame.name][0] / frame.size
+        num_data += size
+    proposals = {n: s for n, s in guide_trace.items() if s["type"] == "sample" and not s["is_observed"]}
+    return Structure(
+        theta=frozenset(n for n, s in model_trace.items() if s["type"] == "param"),
+        constraints={n: s["kwargs"].get("constraint", dist.constraints.real) for n, s in params.items()},
+        latents={n: s["fn"] for n, s in model_trace.items() if s["type"] == "sample" and not s["is_observed"]},
+        observed=frozenset(observed),
+        not_reparameterised=tuple(n for n, s in proposals.items() if not s["fn"].has_rsample and not _is_delta(s["fn"])),
+        plate_dims=frozenset(f.dim for f in common),
+        plate_scale=scale,
+        inner_subsampled=tuple(sorted(inner)),
+        num_data=round(num_data),
+    )
+
+
+class LogJoint(NamedTuple):
+    """Log densities of one or many particles, each of the shape of the common plates, at full weight per element."""
+
+    likelihood: Array
+    prior: Array
+    guide: Array
+
+    def model(self, power: float = 1.0) -> Array:
+        return power * self.likelihood + self.prior
+
+    def log_weight(self, power: float = 1.0) -> Array:
+        return self.model(power) - self.guide
+
+
+def _reduce(log_probs: dict[str, Array], structure: Structure) -> Array:
+    """Sum log-probabilities over sites and over all batch dimensions but the common plates'."""
+    total: Array = jnp.zeros(())
+    for log_prob in log_probs.values():
+        ndim = jnp.ndim(log_prob)
+        summed = tuple(d for d in range(ndim) if d - ndim not in structure.plate_dims)
+        total = total + jnp.sum(log_prob, axis=summed)
+    return total / structure.plate_scale
+
+
+def log_joint(
+    rng_key: Array,
+    structure: Structure,
+    model: Callable,
+    guide: Callable,
+    args: tuple,
+    kwargs: dict,
+    *,
+    draw: dict,
+    log_q: dict | None = None,
+    log_p: dict,
+) -> LogJoint:
+    """Densities at one draw of the guide, each differentiable in the parameters that it is given.
+
+    Args:
+        rng_key: key of this particle; equal keys give equal draws.
+        draw: parameters with which the guide draws z; a stopped gradient holds z fixed.
+        log_q: parameters with which log q(z) is evaluated; None takes those of the draw itself.
+        log_p: parameters with which log p(x, z) is evaluated.
+    """
+    model_key, guide_key = random.split(rng_key)
+    seeded_guide = seed(guide, guide_key)
+    q, drawn = compute_log_probs(seeded_guide, args, kwargs, draw, sum_log_prob=False)
+    if log_q is not None:
+        # Delta sites are functions of the others (the unpacked latents of an autoguide): they follow, not lead.
+        free = {n: s for n, s in drawn.items() if s["type"] in ("sample", "plate") and not _is_delta(s.get("fn"))}
+        q, _ = compute_log_probs(replay(seeded_guide, free), args, kwargs, log_q, sum_log_prob=False)
+    p, _ = compute_log_probs(replay(seed(model, model_key), drawn), args, kwargs, log_p, sum_log_prob=False)
+    likelihood = {n: v for n, v in p.items() if n in structure.observed}
+    prior = {n: v for n, v in p.items() if n not in structure.observed}
+    return LogJoint(_reduce(likelihood, structure), _reduce(prior, structure), _reduce(q, structure))
+
+
+def fix_plates(fn: Callable, rng_key: Array) -> Callable:
+    """Give `fn` one draw of its plate subsamples, shared by all particles."""
+    return seed(fn, rng_key, hide_types=_ONLY_PLATES)

@@ -1,0 +1,77 @@
+"""The one place that knows which ArviZ is installed: `InferenceData` before 1.0, `DataTree` from 1.0 on."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+
+@lru_cache(maxsize=1)
+def arviz() -> Any:
+    """The arviz module; imported late, because it is slow and only results need it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # 0.x announces 1.0 at import
+        return importlib.import_module("arviz")
+
+
+@lru_cache(maxsize=1)
+def is_datatree() -> bool:
+    """Whether the installed ArviZ is 1.0 or later."""
+    return int(arviz().__version__.split(".")[0]) >= 1
+
+
+def psis(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
+    """Pareto-smoothed, normalised log-weights and k̂ of a vector of log-weights; k̂ is −inf for constant weights."""
+    log_w = np.asarray(log_weights, np.float64)
+    if not np.isfinite(log_w).any():
+        return np.full_like(log_w, -np.log(len(log_w))), float("inf")
+    log_w = np.where(np.isnan(log_w) | (log_w == np.inf), -np.inf, log_w)
+    spread = float(np.ptp(log_w[np.isfinite(log_w)]))
+    if spread < 1e-9 * max(1.0, float(np.abs(log_w[np.isfinite(log_w)]).max())) and np.isfinite(log_w).all():
+        return np.full_like(log_w, -np.log(len(log_w))), float("-inf")
+    log_w = np.maximum(log_w - log_w.max(), -700.0)
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if is_datatree():
+            from arviz_stats.base import array_stats
+
+            smoothed, khat = array_stats.psislw(log_w)
+        else:
+            smoothed, khat = arviz().psislw(log_w)
+    return np.asarray(smoothed), float(khat)
+
+
+def build(
+    groups: Mapping[str, Mapping[str, np.ndarray]],
+    coords: Mapping[str, Any],
+    dims: Mapping[str, list[str]],
+    attrs: Mapping[str, Any],
+) -> Any:
+    """The installed ArviZ's container from groups of arrays.
+
+    Args:
+        groups: group name -> variable -> array; sampled groups have leading ``(chain, draw)``.
+        dims: names of the dimensions after chain and draw.
+    """
+    az = arviz()
+    filled = {name: dict(group) for name, group in groups.items() if group}
+    if is_datatree():
+        tree = az.from_dict(filled, coords=dict(coords), dims=dict(dims))
+        for name in filled:
+            tree[name].attrs.update(attrs)
+        return tree
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return az.from_dict(**filled, coords=dict(coords), dims=dict(dims), attrs=dict(attrs))
+
+
+def to_netcdf(container: Any, path: str) -> None:
+    if is_datatree():
+        container.to_netcdf(path, engine="h5netcdf")
+    else:
+        container.to_netcdf(path)

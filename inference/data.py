@@ -1,0 +1,134 @@
+"""Checks on what a user hands to `fit`, so that a mistake is named before JAX sees it."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax import random
+from numpyro import handlers
+from numpyro.infer.initialization import init_to_uniform
+
+
+def nearest(name: str, options: Any) -> str:
+    """A hint like "did you mean 'sigma'?", or the list of options where nothing is near."""
+    options = [str(o) for o in options]
+    close = difflib.get_close_matches(name, options, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(options)}"
+
+
+def prepare(model: Callable, data: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Data as the model's keyword arguments: arrays for arrays, everything else as it is.
+
+    Python floats become arrays; integers, strings, booleans and None stay static, because models use them as sizes
+    and switches.
+
+    Raises:
+        TypeError: the model is not callable, or data is no dict.
+        ValueError: a key that the model does not take, a missing one, or a value that is not finite.
+    """
+    if not callable(model):
+        raise TypeError(f"model must be a function of NumPyro primitives, got {type(model).__name__}")
+    if data is None:
+        data = {}
+    if not isinstance(data, Mapping):
+        raise TypeError(
+            f"data must be a dict of the model's keyword arguments, got {type(data).__name__}; write data={{'y': y}}"
+        )
+    _check_keys(model, data)
+    return {str(key): _convert(str(key), value) for key, value in data.items()}
+
+
+def _check_keys(model: Callable, data: Mapping[str, Any]) -> None:
+    try:
+        parameters = inspect.signature(model).parameters
+    except (TypeError, ValueError):  # builtins and some wrappers have no signature
+        return
+    named = {
+        n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
+    positional = [n for n, p in parameters.items() if p.kind is p.POSITIONAL_ONLY]
+    if positional:
+        raise ValueError(f"the model takes {positional[0]!r} by position only; estimax calls model(**data)")
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for key in data:
+        if key not in named and not takes_any:
+            raise ValueError(f"data has the key {key!r}, which the model does not take; {nearest(str(key), named)}")
+    for name, parameter in named.items():
+        if parameter.default is parameter.empty and name not in data:
+            raise ValueError(
+                f"the model needs {name!r}, which data does not have (keys: {', '.join(map(str, data)) or 'none'})"
+            )
+
+
+def _convert(key: str, value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, str)) or callable(value):
+        return value
+    if isinstance(value, Mapping):
+        return {k: _convert(f"{key}[{k!r}]", v) for k, v in value.items()}
+    if isinstance(value, (np.ndarray, jax.Array, float, list, tuple, np.generic)) or hasattr(value, "__array__"):
+        array = value if isinstance(value, (np.ndarray, jax.Array)) else np.asarray(value)
+        if array.dtype == object:
+            raise ValueError(
+                f"data[{key!r}] is not a numeric array (dtype object): are its rows of unequal length, or text?"
+            )
+        if array.dtype.kind in "USmM":
+            raise ValueError(f"data[{key!r}] has dtype {array.dtype}: encode text and dates as numbers first")
+        _check_finite(key, array)
+        return jax.numpy.asarray(array)
+    return value
+
+
+def _check_finite(key: str, array: Any) -> None:
+    if array.dtype.kind not in "fc":
+        return
+    finite = np.isfinite(np.asarray(array))
+    if not finite.all():
+        index = tuple(int(i) for i in np.argwhere(~finite)[0])
+        where = f"[{', '.join(map(str, index))}]" if index else ""
+        raise ValueError(
+            f"data[{key!r}]{where} is {np.asarray(array)[index]} ({int((~finite).sum())} of {finite.size} values are "
+            "not finite). Remove them, or mask them in the model: replace them by a number and use "
+            "numpyro.handlers.mask."
+        )
+
+
+def shapes(data: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k} {tuple(np.shape(v))}" if hasattr(v, "shape") else f"{k}={v!r}" for k, v in data.items())
+
+
+def check_model(model: Callable, data: dict[str, Any]) -> dict[str, Any]:
+    """Run the model once, abstractly; return the values of its `param` sites (drawn from a fixed key).
+
+    Raises:
+        ValueError: the model fails on this data, or observes nothing.
+    """
+    kinds: dict[str, tuple[str, bool]] = {}
+
+    def run(key: Any) -> dict[str, Any]:
+        feasible = handlers.substitute(handlers.seed(model, key), substitute_fn=init_to_uniform)
+        tr = handlers.trace(feasible).get_trace(**data)
+        kinds.update({n: (s["type"], bool(s.get("is_observed"))) for n, s in tr.items()})
+        return {n: s["value"] for n, s in tr.items() if s["type"] == "param"}
+
+    name = getattr(model, "__name__", type(model).__name__)
+    try:
+        abstract = jax.eval_shape(run, random.key(0))
+    except Exception as error:
+        message = str(error).split("\n--------------------")[0].strip()
+        raise ValueError(
+            f"the model {name!r} could not run on this data ({shapes(data) or 'no data'}): "
+            f"{type(error).__name__}: {message}"
+        ) from error
+    if not any(kind == "sample" and observed for kind, observed in kinds.values()):
+        raise ValueError(
+            f"the model {name!r} has no observed site: nothing ties it to data. Give obs= to a numpyro.sample, or add "
+            "numpyro.factor; if data holds the observations, check that the model passes them on."
+        )
+    if any(kind == "mutable" for kind, _ in kinds.values()):
+        raise ValueError(f"the model {name!r} has a numpyro.mutable site, which no estimator here carries along")
+    return jax.jit(run)(random.key(0)) if abstract else {}

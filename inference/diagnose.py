@@ -1,0 +1,148 @@
+"""What to trust of a fit, in numbers and in words."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+import pandas as pd
+
+from .evidence import Evidence
+
+if TYPE_CHECKING:
+    from .result import FitResult
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """A verdict with its grounds; `print` it."""
+
+    verdict: str
+    """"good", "ok" or "do not use": whether importance sampling can correct this posterior."""
+    evidence: Evidence
+    start: Evidence | None
+    """The same numbers before the first step, where the guide had a start of its own."""
+    drift: float
+    """Change of the mean loss over the last fifth of the steps, in its standard errors; below −3: still falling."""
+    advice: tuple[str, ...]
+    status: str
+    start_report: str
+
+    def __str__(self) -> str:
+        e = self.evidence
+        lines = [
+            f"verdict: {self.verdict} (k̂ {e.khat:.2f}, threshold {e.threshold:.2f}; ESS {e.ess:.0f} of {e.num_samples})",
+            f"log evidence: {e.value:.3f} ± {e.stderr:.3f}; ELBO {e.elbo:.3f}; gap {e.value - e.elbo:.3f} nats",
+        ]
+        if e.local:
+            bad = int(np.sum(~(e.local["khat"] < e.threshold)))
+            lines.append(f"local latents: {e.local['khat'].size} data, k̂ too high in {bad} of them (worst shown above)")
+        if self.start_report:
+            lines.append(self.start_report)
+        if self.start is not None:
+            lines.append(
+                f"refining the start changed the ELBO by {e.elbo - self.start.elbo:+.3f} nats and k̂ from "
+                f"{self.start.khat:.2f} to {e.khat:.2f}"
+            )
+        lines.append(f"status: {self.status}")
+        lines += [f"- {line}" for line in self.advice]
+        return "\n".join(lines)
+
+
+def diagnose(result: FitResult, num_samples: int, seed: int) -> Diagnosis:
+    evidence = result.log_evidence(num_samples, seed=seed)
+    start = None
+    if result.start is not None and result.num_steps:
+        start = result.at_start().log_evidence(num_samples, seed=seed)
+    drift = loss_drift(result.losses)
+    return Diagnosis(
+        verdict=evidence.verdict,
+        evidence=evidence,
+        start=start,
+        drift=drift,
+        advice=tuple(_advice(result, evidence, start, drift)),
+        status=result.message or result.status,
+        start_report="" if result.start is None else str(result.start),
+    )
+
+
+def loss_drift(losses: np.ndarray) -> float:
+    """Difference of the means of the last two tenths of the losses, in standard errors; NaN for short runs."""
+    tenth = len(losses) // 10
+    if tenth < 10:
+        return math.nan
+    before, after = losses[-2 * tenth : -tenth], losses[-tenth:]
+    error = math.sqrt((before.var() + after.var()) / tenth)
+    difference = float(after.mean() - before.mean())
+    return difference / error if error > 0 else 0.0
+
+
+def _advice(result: FitResult, evidence: Evidence, start: Evidence | None, drift: float) -> list[str]:
+    name = type(result.estimator).__name__
+    advice = []
+    if result.status != "finished":
+        advice.append(f"the run was cut short ({result.status}): go on with result.resume(num_steps)")
+    if drift < -3:
+        advice.append("the loss was still falling at the end: take more steps (result.resume(num_steps))")
+    if evidence.verdict == "good":
+        advice.append(
+            'draws can be trusted; sample(resample="psis") removes what bias is left, the evidence is good to its error'
+        )
+    elif evidence.verdict == "ok":
+        advice.append('use sample(resample="psis") and many draws; trust the evidence to a few of its standard errors')
+    else:
+        advice.append("means and intervals of the guide may be off, and importance sampling cannot repair them")
+        if name == "ELBO":
+            advice.append("the ELBO makes guides too narrow: try IWAE or VIS, which cover the tails")
+        advice.append(
+            "a richer guide (guide=AutoBNAFNormal), a reparameterised model (numpyro.handlers.reparam) or NUTS may be "
+            "needed; heavy tails and several modes are the usual causes"
+        )
+    if start is not None and np.isfinite(start.khat) and evidence.khat > max(start.khat + 0.2, 0.7):
+        advice.append("refining made the weights worse than those of the start: use result.at_start(), or a smaller step")
+    return advice
+
+
+@dataclass(frozen=True)
+class GradientSNR:
+    """Gradient statistics per parameter element, keyed ``["theta" | "phi"][site]``."""
+
+    mean: dict[str, Any]
+    sd: dict[str, Any]
+    snr: dict[str, Any]
+    """|mean| / sd of one gradient. Below about 1 a single step mostly follows noise."""
+    num_draws: int
+
+    @classmethod
+    def from_draws(cls, draws: dict[str, Any], num_draws: int) -> GradientSNR:
+        mean = jax.tree.map(lambda g: g.mean(0), draws)
+        sd = jax.tree.map(lambda g: g.std(0, ddof=1), draws)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            snr = jax.tree.map(lambda m, s: np.abs(m) / s, mean, sd)
+        return cls(mean, sd, snr, num_draws)
+
+    def table(self) -> pd.DataFrame:
+        """A row per parameter: role, number of elements, median SNR, root mean square of mean and sd."""
+        rows = []
+        for role, sites in self.snr.items():
+            for site, tree in sites.items():
+                flat = np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+                mean = np.concatenate([np.ravel(x) for x in jax.tree.leaves(self.mean[role][site])])
+                sd = np.concatenate([np.ravel(x) for x in jax.tree.leaves(self.sd[role][site])])
+                rows.append(
+                    {
+                        "role": role,
+                        "site": site,
+                        "size": flat.size,
+                        "median_snr": float(np.median(flat)),
+                        "rms_mean": float(np.sqrt(np.mean(mean**2))),
+                        "rms_sd": float(np.sqrt(np.mean(sd**2))),
+                    }
+                )
+        return pd.DataFrame(rows)
+
+    def __str__(self) -> str:
+        return self.table().to_string(index=False, float_format=lambda x: f"{x:.3g}")

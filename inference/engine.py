@@ -1,0 +1,192 @@
+"""The step loop: many steps in one compiled call, a progress bar between calls, nothing lost when a step goes bad.
+
+`init`, `update` and `run` have the habits of `numpyro.infer.SVI`: pure functions of a state, to be jitted, vmapped or
+scanned by whoever wants the loop for themselves.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array, random
+from tqdm.auto import tqdm
+
+from ..estimators.base import Metrics, Params, Problem
+
+BUFFER = 4096
+"""Most steps in one compiled call; losses of a call come back in a buffer of this length."""
+CALL_SECONDS = 0.2
+"""How long one compiled call should take: the bar moves, and Ctrl-C is heard, this often."""
+
+
+class State(NamedTuple):
+    """State of an optimisation. With restarts every leaf has a leading axis."""
+
+    params: Params
+    opt_state: Any
+    rng_key: Array
+    ok: Array
+    """False once a loss or an update was not finite: from then on the state stands still."""
+
+
+class Outcome(NamedTuple):
+    state: State
+    losses: np.ndarray
+    """``(steps,)`` or ``(restarts, steps)``; NaN from the step on at which a restart went bad."""
+    metrics: dict[str, np.ndarray]
+    steps: int
+    interrupted: bool
+    compile_seconds: float
+    """Time to the first step: compilation, where there was one."""
+    step_seconds: float
+    """Time of the other steps."""
+
+
+@lru_cache(maxsize=64)
+def default_optimizer(learning_rate: float, num_steps: int, name: str = "adam") -> optax.GradientTransformation:
+    """Adam (or another first-order method of optax, by name) with the step size brought to zero along a cosine.
+
+    Cached, because two optimisers built alike are different static arguments: a second fit would compile again.
+    """
+    schedule = optax.cosine_decay_schedule(learning_rate, num_steps)
+    return getattr(optax, name)(schedule)
+
+
+@lru_cache(maxsize=64)
+def as_optax(optimizer: Any) -> optax.GradientTransformation:
+    """An optax transformation as it is; a `numpyro.optim` optimiser behind the same two functions.
+
+    Raises:
+        TypeError: neither of the two.
+    """
+    if isinstance(optimizer, optax.GradientTransformation):
+        return optimizer
+    if not all(hasattr(optimizer, name) for name in ("init", "update", "get_params")):
+        raise TypeError(
+            "optimizer must be an optax.GradientTransformation, an optimizer of numpyro.optim or a name like 'adam', "
+            f"got {type(optimizer).__name__}"
+        )
+
+    def update(grads: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
+        new = optimizer.update(grads, state)
+        return jax.tree.map(jnp.subtract, optimizer.get_params(new), params), new
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
+def init(problem: Problem, optimizer: optax.GradientTransformation, params: Params, rng_key: Array) -> State:
+    """The state before the first step."""
+    return State(params, optimizer.init(params), rng_key, jnp.array(True))
+
+
+def update(problem: Problem, optimizer: optax.GradientTransformation, state: State) -> tuple[State, Array, Metrics]:
+    """One step. A loss or an update that is not finite leaves everything but `ok` as it was."""
+    rng_key, step_key = random.split(state.rng_key)
+    (loss, metrics), grads = jax.value_and_grad(problem.loss, has_aux=True)(state.params, step_key, problem.data)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    total = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(updates))
+    ok = jnp.isfinite(loss) & jnp.isfinite(total)
+    new = State(params, opt_state, rng_key, ok)
+    return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, state._replace(ok=ok)), loss, metrics
+
+
+def _update_if_ok(problem: Problem, optimizer: Any, state: State) -> tuple[State, Array, Metrics]:
+    """A restart that went bad stands still while the others go on."""
+    new, loss, metrics = update(problem, optimizer, state)
+    ok = state.ok
+    return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, state), jnp.where(ok, loss, jnp.nan), metrics
+
+
+def _step(problem: Problem, optimizer: Any, state: State) -> tuple[State, Array, Metrics]:
+    if state.ok.ndim == 0:
+        return update(problem, optimizer, state)
+    return jax.vmap(lambda s: _update_if_ok(problem, optimizer, s))(state)
+
+
+@eqx.filter_jit
+def _call(problem: Problem, optimizer: Any, state: State, num_steps: Array) -> tuple[State, Array, Metrics, Array]:
+    """Up to `num_steps` (traced, so that no length compiles anew) steps, stopped early when nothing is ok."""
+    _, loss, metrics = eqx.filter_eval_shape(_step, problem, optimizer, state)
+    empty = jax.tree.map(lambda x: jnp.full((BUFFER, *x.shape), jnp.nan, x.dtype), (loss, metrics))
+
+    def body(carry: tuple) -> tuple:
+        i, state, logs = carry
+        state, *log = _step(problem, optimizer, state)
+        logs = jax.tree.map(lambda buffer, x: buffer.at[i].set(x), logs, tuple(log))
+        return i + 1, state, logs
+
+    def going_on(carry: tuple) -> Array:
+        i, state, _ = carry
+        return (i < num_steps) & jnp.any(state.ok)
+
+    i, state, (losses, logged) = jax.lax.while_loop(going_on, body, (jnp.zeros((), jnp.int32), state, empty))
+    return state, losses, logged, i
+
+
+def run(
+    problem: Problem,
+    optimizer: optax.GradientTransformation,
+    state: State,
+    num_steps: int,
+    *,
+    progress_bar: bool = True,
+    description: str = "",
+    on_progress: Callable[[int, float], None] | None = None,
+) -> Outcome:
+    """Take `num_steps` steps from `state`. Ctrl-C ends it early and keeps what was done.
+
+    Args:
+        on_progress: called between compiled calls with the steps done and the mean loss of the last call.
+    """
+    losses: list[np.ndarray] = []
+    logs: list[Metrics] = []
+    done, interrupted = 0, False
+    began = time.perf_counter()
+    compile_seconds, chunk = 0.0, 1
+    with tqdm(total=num_steps, desc=description, disable=not progress_bar, leave=True, unit="step") as bar:
+        try:
+            while done < num_steps:
+                size = min(chunk, num_steps - done, BUFFER)
+                call_began = time.perf_counter()
+                state, loss, logged, taken = _call(problem, optimizer, state, jnp.asarray(size, jnp.int32))
+                taken = int(taken)
+                spent = time.perf_counter() - call_began
+                if done == 0:
+                    compile_seconds = spent
+                    chunk = 8
+                else:
+                    # Towards the aimed-at length, not in one jump: the first timed call may be a slow one.
+                    chunk = int(np.clip(size * CALL_SECONDS / max(spent, 1e-6), 1, 8 * chunk))
+                losses.append(np.asarray(loss[:taken]))
+                logs.append(jax.tree.map(lambda x, n=taken: np.asarray(x[:n]), logged))
+                done += taken
+                recent = float(np.nanmean(losses[-1])) if np.isfinite(losses[-1]).any() else float("nan")
+                bar.update(taken)
+                bar.set_postfix_str(f"loss {recent:.4g}", refresh=False)
+                if on_progress is not None:
+                    on_progress(done, recent)
+                if not bool(jnp.any(state.ok)):
+                    break
+        except KeyboardInterrupt:
+            interrupted = True
+    total = time.perf_counter() - began
+    joined = np.concatenate(losses) if losses else np.zeros(0)
+    metrics = {k: np.concatenate([log[k] for log in logs]) for k in (logs[0] if logs else {})}
+    return Outcome(
+        state=state,
+        losses=np.moveaxis(joined, 0, -1),
+        metrics={k: np.moveaxis(v, 0, -1) for k, v in metrics.items()},
+        steps=done,
+        interrupted=interrupted,
+        compile_seconds=compile_seconds,
+        step_seconds=total - compile_seconds,
+    )

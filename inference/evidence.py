@@ -1,0 +1,78 @@
+"""Log-evidence from importance weights, and how far to trust it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.special import logsumexp
+
+from .arviz_bridge import psis
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """An importance-sampling estimate of log p(x), in nats.
+
+    Where latents are local to a data plate, `value` is the sum of per-datum estimates and `khat`, `ess` are those of
+    the worst datum; `local` holds them all.
+    """
+
+    value: float
+    stderr: float
+    """By the delta method on the weights: sd(w) / (mean(w) √S). Not to be trusted where `khat` is 0.7 or more."""
+    elbo: float
+    khat: float
+    ess: float
+    num_samples: int
+    local: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def threshold(self) -> float:
+        return khat_threshold(self.num_samples)
+
+    @property
+    def verdict(self) -> str:
+        return verdict(self.khat, self.num_samples)
+
+    def __str__(self) -> str:
+        return (
+            f"log evidence {self.value:.3f} ± {self.stderr:.3f} (ELBO {self.elbo:.3f}, k̂ {self.khat:.2f}: "
+            f"{self.verdict}, ESS {self.ess:.0f} of {self.num_samples})"
+        )
+
+
+def khat_threshold(num_samples: int) -> float:
+    """Above this k̂ an estimate from so many draws is not reliable (Pareto Smoothed Importance Sampling, eq. 14)."""
+    return min(1 - 1 / math.log10(max(num_samples, 11)), 0.7)
+
+
+def verdict(khat: float, num_samples: int) -> str:
+    """"good", "ok" or "do not use", by the thresholds of Pareto Smoothed Importance Sampling."""
+    if not khat < khat_threshold(num_samples):  # NaN lands here
+        return "do not use"
+    return "good" if khat < 0.5 else "ok"
+
+
+def estimate(log_weights: np.ndarray) -> Evidence:
+    """Evidence from log-weights of shape ``(S, *local plates)``."""
+    log_w = np.asarray(log_weights, np.float64)
+    num_samples = log_w.shape[0]
+    flat = log_w.reshape(num_samples, -1)
+    value = logsumexp(flat, axis=0) - math.log(num_samples)
+    relative = np.exp(flat - value)
+    stderr = relative.std(axis=0, ddof=1) / math.sqrt(num_samples) if num_samples > 1 else np.full(len(value), np.nan)
+    ess = relative.sum(0) ** 2 / (relative**2).sum(0)
+    khat = np.array([psis(column)[1] for column in flat.T])
+    shape = log_w.shape[1:]
+    local = {"value": value, "stderr": stderr, "khat": khat, "ess": ess} if shape else {}
+    return Evidence(
+        value=float(value.sum()),
+        stderr=float(np.sqrt((stderr**2).sum())),
+        elbo=float(flat.mean(0).sum()),
+        khat=float(np.max(khat)),
+        ess=float(np.min(ess)),
+        num_samples=num_samples,
+        local={k: v.reshape(shape) for k, v in local.items()},
+    )

@@ -1,0 +1,236 @@
+"""`fit`: one model, any estimator, one call."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array, random
+
+from .. import estimators
+from ..estimators.base import Estimator, Params, Problem
+from ..estimators.guides import WhitenedNormal
+from . import engine
+from .data import check_model, nearest, prepare
+from .guides import resolve
+from .result import FitResult
+
+DEFAULT_STEPS = 1000
+WHITENED_LEARNING_RATE = 0.02
+"""In units of posterior standard deviations: the guide starts at the mode and has a fraction of one to go."""
+GUIDE_LEARNING_RATE = 0.01
+
+
+def default_estimator() -> Estimator:
+    """What `fit` takes when the user names none."""
+    return estimators.ELBO(num_particles=16)
+
+
+def fit(
+    model: Callable,
+    estimator: Estimator | None = None,
+    data: Mapping[str, Any] | None = None,
+    *,
+    guide: Any = None,
+    start: Any = "laplace",
+    optimizer: Any = None,
+    learning_rate: float | None = None,
+    num_steps: int = DEFAULT_STEPS,
+    seed: int = 0,
+    rng_key: Array | None = None,
+    num_restarts: int = 1,
+    progress_bar: bool = True,
+    on_progress: Callable[[int, float], None] | None = None,
+) -> FitResult:
+    """Fit a NumPyro model.
+
+    Args:
+        model: NumPyro model, called as ``model(**data)``.
+        estimator: what to optimise (`estimax.estimators`); None takes a sound default.
+        data: the model's keyword arguments: arrays, numbers, dicts of them.
+        guide: None starts a Gaussian at the posterior mode in whitened coordinates, so that unscaled models just
+            work; else an AutoGuide class or instance, or a guide function of the model's arguments.
+        start: "laplace", "pathfinder", "prior", a dict of values of latent sites, or a `Start` of another fit.
+        optimizer: an optax transformation, an optimizer of numpyro.optim, or the name of one of optax
+            ("adam", "rmsprop", "sgd", ...) with a cosine schedule; None is "adam".
+        learning_rate: initial step size of a named optimizer; None is 0.02 with the default guide, else 0.01.
+        num_steps: of the optimiser.
+        seed, rng_key: the same seed gives the same answer; `rng_key` takes precedence.
+        num_restarts: independent runs as one vmapped program; the best by its final objective is returned, all
+            are kept in ``metrics``. The first starts where a single run does, the others are jittered.
+        progress_bar: show one.
+        on_progress: called between compiled calls with the steps done and the recent mean loss.
+
+    Returns:
+        `FitResult`. Ctrl-C returns what was fitted so far, with status "interrupted".
+
+    Raises:
+        TypeError, ValueError: a model, data, guide or option that cannot work, named.
+        FloatingPointError: the loss is not finite before the first step, naming the site. Later it stops the run
+            with a warning and keeps the last finite parameters.
+    """
+    began = time.perf_counter()
+    _check_counts(num_steps=num_steps, num_restarts=num_restarts)
+    estimator = default_estimator() if estimator is None else estimator
+    if not isinstance(estimator, Estimator):
+        hint = " (give an instance: ELBO(), not ELBO)" if isinstance(estimator, type) else ""
+        raise TypeError(f"estimator must be one of estimax.estimators, got {estimator!r}{hint}")
+    prepared = prepare(model, data)
+    theta = check_model(model, prepared)
+    key = random.key(seed) if rng_key is None else rng_key
+    key_init, key_run = random.split(key)
+    found, initial = None, {}
+    if estimator.needs_guide:
+        guide, found, initial = resolve(guide, model, prepared, theta, start, seed)
+    problem = estimator.problem(key_init, model, guide, prepared)
+    if initial:
+        problem = _with_initial(problem, initial)
+    transformation = _optimizer(optimizer, learning_rate, guide, num_steps)
+    return _run(problem, transformation, key_init, key_run, num_steps, num_restarts, progress_bar, on_progress,
+                estimator, model, prepared, guide, found, began)  # fmt: skip
+
+
+def resume(result: FitResult, num_steps: int, *, progress_bar: bool = True, seed: int | None = None,
+           optimizer: Any = None, learning_rate: float | None = None) -> FitResult:  # fmt: skip
+    """See `FitResult.resume`: the schedule of the step size begins anew."""
+    began = time.perf_counter()
+    _check_counts(num_steps=num_steps)
+    key = random.fold_in(random.key(0 if seed is None else seed), result.num_steps)
+    problem = replace(result.problem, params=result.unconstrained)
+    transformation = _optimizer(optimizer, learning_rate, result.guide, num_steps)
+    more = _run(problem, transformation, key, key, num_steps, 1, progress_bar, None, result.estimator, result.model,
+                result.data, result.guide, result.start, began)  # fmt: skip
+    before = result.metrics if result.losses.ndim == 1 and all(v.ndim == 1 for v in result.metrics.values()) else {}
+    return replace(
+        more,
+        problem=result.problem,
+        losses=np.concatenate([result.losses, more.losses]),
+        metrics={k: np.concatenate([before[k], v]) for k, v in more.metrics.items() if k in before} or more.metrics,
+        num_steps=result.num_steps + more.num_steps,
+        seconds=result.seconds + more.seconds,
+    )
+
+
+def _run(problem: Problem, transformation: Any, key_init: Array, key_run: Array, num_steps: int, num_restarts: int,
+         progress_bar: bool, on_progress: Any, estimator: Estimator, model: Callable, data: dict, guide: Any,
+         found: Any, began: float) -> FitResult:  # fmt: skip
+    if num_restarts == 1:
+        state = engine.init(problem, transformation, problem.params, key_run)
+    else:
+        params = _starting_points(problem, random.split(key_init, num_restarts))
+        state = jax.vmap(lambda p, k: engine.init(problem, transformation, p, k))(
+            params, random.split(key_run, num_restarts)
+        )
+    description = type(estimator).__name__
+    outcome = engine.run(
+        problem, transformation, state, num_steps, progress_bar=progress_bar, description=description,
+        on_progress=on_progress,
+    )  # fmt: skip
+    final, losses, metrics = outcome.state, outcome.losses, outcome.metrics
+    if num_restarts > 1:
+        best = _best(losses)
+        metrics = {"loss": losses, **metrics}
+        losses = losses[best]
+        final = jax.tree.map(lambda x: x[best], final)
+    status, message = "finished", ""
+    if outcome.interrupted:
+        status, message = "interrupted", f"interrupted after {outcome.steps} of {num_steps} steps"
+    elif not bool(jnp.all(final.ok)):
+        status, message = "non-finite", _explain(problem, final, losses)
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
+    rate = (outcome.steps - 1) / outcome.step_seconds if outcome.steps > 1 and outcome.step_seconds > 0 else 0.0
+    return FitResult(
+        params={k: jax.tree.map(np.asarray, v) for k, v in problem.constrain(final.params).items()},
+        losses=losses,
+        metrics=metrics,
+        estimator=estimator,
+        model=model,
+        data=data,
+        guide=guide,
+        seconds=time.perf_counter() - began,
+        num_steps=outcome.steps,
+        steps_per_second=rate,
+        status=status,
+        message=message,
+        start=found,
+        problem=problem,
+        unconstrained=final.params,
+    )
+
+
+def _explain(problem: Problem, final: engine.State, losses: np.ndarray) -> str:
+    """Say what went bad. The state stands before the bad step, with the key that produced it."""
+    step = int(np.argmax(~np.isfinite(losses))) if not np.isfinite(losses).all() else len(losses) - 1
+    why = problem.explain(final.params, random.split(final.rng_key)[1], problem.data)
+    if step == 0:
+        raise FloatingPointError(
+            f"the loss is not finite before the first step: {why}. Check the data and the initial values, or give "
+            "start= a dict of feasible values."
+        )
+    return (
+        f"the loss stopped being finite at step {step}: {why}. The last finite parameters are kept; "
+        "a smaller learning_rate often helps."
+    )
+
+
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
+def _optimizer(optimizer: Any, learning_rate: float | None, guide: Any, num_steps: int) -> Any:
+    if optimizer is not None and not isinstance(optimizer, str):
+        if learning_rate is not None:
+            raise ValueError("learning_rate goes with a named optimizer; yours has its own")
+        return engine.as_optax(optimizer)
+    name = optimizer or "adam"
+    if not hasattr(optax, name) or name.startswith("_"):
+        raise ValueError(f"optax has no optimizer {name!r}; {nearest(name, _OPTIMIZERS)}")
+    if learning_rate is None:
+        learning_rate = WHITENED_LEARNING_RATE if isinstance(guide, WhitenedNormal) else GUIDE_LEARNING_RATE
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate must be positive, got {learning_rate}")
+    return engine.default_optimizer(float(learning_rate), int(num_steps), name)
+
+
+_OPTIMIZERS = ("adam", "adamw", "adabelief", "amsgrad", "lion", "nadam", "radam", "rmsprop", "sgd", "yogi")
+
+
+def _with_initial(problem: Problem, initial: dict[str, Any]) -> Problem:
+    """The problem with given constrained values of some parameters as its initial ones."""
+    unconstrained = {n: problem.transforms[n].inv(v) for n, v in initial.items()}  # type: ignore[attr-defined]
+    params = {n: jax.tree.map(jnp.asarray, unconstrained.get(n, v)) for n, v in problem.params.items()}
+    return replace(problem, params=params)  # type: ignore[type-var]
+
+
+@eqx.filter_jit
+def _starting_points(problem: Problem, keys: Array) -> Params:
+    """One starting point a key. Parameters whose own initial values are random differ already; the others are
+    jittered by a normal of sd 0.5 in unconstrained space, all but the first point's."""
+    drawn = jax.vmap(problem.init)(keys)
+
+    def spread(own: Array, many: Array, key: Array) -> Array:
+        random_init = jnp.any(many != many[:1])
+        many = jnp.where(random_init, many, jnp.broadcast_to(own, many.shape))
+        noise = 0.5 * random.normal(key, many.shape, jnp.result_type(float)).astype(many.dtype)
+        return jnp.where(random_init, many, many + noise.at[0].set(0.0))
+
+    leaves, structure = jax.tree.flatten(drawn)
+    own = jax.tree.leaves(problem.params)
+    noise_keys = random.split(random.fold_in(keys[0], 1), len(leaves))
+    return jax.tree.unflatten(structure, [spread(o, m, k) for o, m, k in zip(own, leaves, noise_keys, strict=True)])
+
+
+def _best(losses: np.ndarray) -> int:
+    """The restart of lowest mean loss over its last tenth; one that went bad loses to any that did not."""
+    tail = losses[:, -max(1, losses.shape[1] // 10) :].mean(1)
+    return int(np.argmin(np.where(np.isfinite(tail), tail, np.inf)))

@@ -1,0 +1,96 @@
+"""From what the user gives as ``guide=`` to a guide function that compiles once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from numpyro import handlers
+from numpyro.infer.autoguide import AutoGuide
+from numpyro.infer.initialization import init_to_uniform, init_to_value
+
+from ..estimators import unconstrained as space
+from ..estimators.guided import full_plates
+from .start import Start, default_guide, find_start
+
+_INSTANCES: dict[tuple, AutoGuide] = {}
+
+
+def resolve(
+    guide: Any, model: Callable, data: dict[str, Any], theta: dict[str, Any], start: Any, seed: int
+) -> tuple[Callable, Start | None, dict[str, Any]]:
+    """The guide function, the start that it was given, and initial values of guide parameters that differ from the
+    guide's own.
+
+    Args:
+        guide: None, an AutoGuide class or instance, or a guide function of the model's arguments.
+
+    Raises:
+        TypeError: none of these.
+    """
+    if guide is None:
+        found = find_start(model, data, theta=theta, method=start, seed=seed)
+        return default_guide(model, data, found, theta), found, {}
+    if isinstance(guide, type) and issubclass(guide, AutoGuide):
+        return _from_class(guide, model, data, theta, start, seed)
+    if isinstance(guide, AutoGuide):
+        if guide.prototype_trace is None:
+            # An autoguide remembers its first run; that must not happen inside a compiled function.
+            handlers.seed(guide, seed)(**data)
+        return guide, None, {}
+    if callable(guide):
+        return guide, None, {}
+    raise TypeError(
+        "guide must be None, an AutoGuide class or instance of numpyro.infer.autoguide, or a guide function of the "
+        f"model's arguments, got {type(guide).__name__}"
+    )
+
+
+def _from_class(
+    cls: type[AutoGuide], model: Callable, data: dict, theta: dict, start: Any, seed: int
+) -> tuple[Callable, Start | None, dict[str, Any]]:
+    """An instance of the class whose locations start at the mode.
+
+    One instance a model, class and data shape serves the compiled loss, because autoguides are compared by identity;
+    a fresh one, started at this data's mode, gives the initial values.
+    """
+    try:
+        found = find_start(model, data, theta=theta, method=start, seed=seed)
+        strategy = init_to_value(values=_values(model, data, theta, found))
+    except (ValueError, NotImplementedError):  # discrete latents: the class itself says whether it can
+        if isinstance(start, dict):
+            raise
+        found, strategy = None, init_to_uniform
+    fresh = cls(model, init_loc_fn=strategy)
+    with handlers.trace() as tr:
+        handlers.seed(fresh, seed)(**data)
+    initial = {n: s["value"] for n, s in tr.items() if s["type"] == "param"}
+    key = (model, cls, _signature(data), _supports(fresh))
+    return _INSTANCES.setdefault(key, fresh), found, initial
+
+
+def _values(model: Callable, data: dict, theta: dict, start: Start) -> dict[str, Any]:
+    """The start's location in the user's space."""
+    prepared = handlers.seed(handlers.substitute(model, theta), 0)
+    with full_plates():
+        sites = space.latent_sites(prepared, data)
+        unconstrained = space.unravel(jax.numpy.asarray(start.loc), tuple(s for s in sites if not s.local))
+        unconstrained |= {k: jax.numpy.asarray(v) for k, v in start.local_loc.items()}
+        values, _, _ = space.constrain(prepared, data, unconstrained)
+    return values
+
+
+def _signature(data: dict[str, Any]) -> tuple:
+    leaves, structure = jax.tree.flatten(data)
+    return structure, tuple((np.shape(x), str(x.dtype)) if hasattr(x, "dtype") else x for x in leaves)
+
+
+def _supports(guide: AutoGuide) -> tuple:
+    """Bounds of the supports that the guide remembers from its first run: other bounds need another instance."""
+    return tuple(
+        (name, type(s["fn"].support).__name__, tuple(np.asarray(b).tobytes() for b in jax.tree.leaves(s["fn"].support)))
+        for name, s in (guide.prototype_trace or {}).items()
+        if s["type"] == "sample" and not s["is_observed"]
+    )

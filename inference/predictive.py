@@ -1,0 +1,118 @@
+"""Draws pushed through the model: predictions, prior draws and pointwise log-likelihoods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+from jax import Array, lax, random
+from numpyro import distributions as dist
+from numpyro import handlers
+from numpyro.infer.util import compute_log_probs
+
+from ..estimators.guided import full_plates
+
+
+def is_factor(fn: Any) -> bool:
+    while isinstance(fn, (dist.ExpandedDistribution, dist.MaskedDistribution, dist.Independent)):
+        fn = fn.base_dist
+    return isinstance(fn, dist.Unit)
+
+
+class SiteInfo(NamedTuple):
+    """Names of the dimensions of a site, read off its plates."""
+
+    name: str
+    kind: str
+    """"latent", "observed" or "deterministic"."""
+    shape: tuple[int, ...]
+    dims: tuple[str, ...]
+    discrete: bool
+
+
+def describe(model: Callable, params: dict[str, Any], draw: dict[str, Array], data: dict[str, Any]) -> list[SiteInfo]:
+    """Sites of the model with the names of their dimensions: a plate's name, else ``site_dim_0`` and so on."""
+    found: list[SiteInfo] = []
+
+    def run() -> None:
+        with full_plates():
+            tr = run_model(model, params, draw, data)
+        plates = {n: s["args"][0] for n, s in tr.items() if s["type"] == "plate"}
+        by_shape: dict[tuple[int, ...], tuple[str, ...]] = {(size,): (n,) for n, size in reversed(plates.items())}
+        for name, site in tr.items():
+            if site["type"] not in ("sample", "deterministic") or (site["type"] == "sample" and is_factor(site["fn"])):
+                continue
+            shape = tuple(jax.numpy.shape(site["value"]))
+            if site["type"] == "sample":
+                batch = len(shape) - site["fn"].event_dim
+                names = {batch + f.dim: f.name for f in site["cond_indep_stack"]}
+                dims = tuple(names.get(i, f"{name}_dim_{i}") for i in range(len(shape)))
+                by_shape.setdefault(shape, dims)
+                kind = "observed" if site["is_observed"] else "latent"
+                found.append(SiteInfo(name, kind, shape, dims, bool(site["fn"].support.is_discrete)))
+            else:
+                dims = by_shape.get(shape, tuple(f"{name}_dim_{i}" for i in range(len(shape))))
+                found.append(SiteInfo(name, "deterministic", shape, dims, False))
+
+    jax.eval_shape(run)
+    return found
+
+
+def run_model(model: Callable, params: dict, draw: dict, data: dict, key: Array | None = None) -> dict:
+    """Trace of the model at given latent values; what is not given is drawn, or feasible where it has no sampler."""
+    key = random.key(0) if key is None else key
+    return handlers.trace(handlers.substitute(handlers.seed(model, key), {**params, **draw})).get_trace(**data)
+
+
+@eqx.filter_jit
+def predict(model: Callable, params: dict, draws: dict[str, Array], data: dict, rng_key: Array) -> dict[str, Array]:
+    """New data for every draw, keyed by observed site, each of shape ``(S, *site)``."""
+
+    def one(args: tuple) -> dict[str, Array]:
+        draw, key = args
+        with full_plates(), handlers.uncondition():
+            tr = run_model(model, params, draw, data, key)
+        return {n: s["value"] for n, s in tr.items() if _was_observed(n, s, draw)}
+
+    num_samples = next(iter(draws.values())).shape[0]
+    return lax.map(one, (draws, random.split(rng_key, num_samples)), batch_size=min(256, num_samples))
+
+
+def _was_observed(name: str, site: dict, draw: dict) -> bool:
+    return site["type"] == "sample" and name not in draw and not is_factor(site["fn"])
+
+
+@eqx.filter_jit
+def prior(model: Callable, params: dict, data: dict, rng_key: Array, num_samples: int) -> dict[str, Array]:
+    """Draws of every site, the observed ones too, from the model alone.
+
+    Raises:
+        NotImplementedError: a prior without sampler (improper).
+    """
+
+    def one(key: Array) -> dict[str, Array]:
+        with full_plates(), handlers.uncondition():
+            tr = run_model(model, params, {}, data, key)
+        return {
+            n: s["value"]
+            for n, s in tr.items()
+            if s["type"] == "deterministic" or (s["type"] == "sample" and not is_factor(s["fn"]))
+        }
+
+    return lax.map(one, random.split(rng_key, num_samples), batch_size=min(256, num_samples))
+
+
+@eqx.filter_jit
+def log_likelihood(model: Callable, params: dict, draws: dict[str, Array], data: dict) -> dict[str, Array]:
+    """Pointwise log-likelihood of every observed site in nats, of shape ``(S, *batch)``."""
+
+    def one(draw: dict[str, Array]) -> dict[str, Array]:
+        with full_plates():
+            seeded = handlers.seed(model, random.key(0))
+            log_probs, tr = compute_log_probs(seeded, (), data, {**params, **draw}, sum_log_prob=False)
+        return {n: v for n, v in log_probs.items() if tr[n]["is_observed"] and not is_factor(tr[n]["fn"])}
+
+    num_samples = next(iter(draws.values())).shape[0]
+    return lax.map(one, draws, batch_size=min(256, num_samples))

@@ -1,0 +1,211 @@
+"""`FitResult`: what a fit leaves, and everything that can be asked of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+import pandas as pd
+from jax import Array, random
+
+from ..estimators.base import Estimator, Posterior, Problem
+from . import evidence as evidence_module
+from .arviz_bridge import psis
+from .diagnose import Diagnosis, GradientSNR, diagnose
+from .evidence import Evidence
+from .start import Start
+
+
+@eqx.filter_jit
+def _sample(posterior: Posterior, rng_key: Array, num_samples: int) -> dict[str, Array]:
+    return posterior.sample(rng_key, num_samples)
+
+
+@eqx.filter_jit
+def _log_weights(posterior: Posterior, rng_key: Array, num_samples: int) -> Array:
+    return posterior.log_weights(rng_key, num_samples)
+
+
+@dataclass(frozen=True, eq=False)
+class FitResult:
+    """A fitted estimator. Made by `estimax.fit`; draws are reproducible by their `seed`."""
+
+    params: dict[str, Any]
+    """Fitted `param` sites of model and guide, in the user's space."""
+    losses: np.ndarray
+    """Loss of every step, ``(num_steps,)``; of the best restart where there were several."""
+    metrics: dict[str, np.ndarray]
+    """Logged scalars, ``(num_steps,)`` each; with restarts ``loss`` and the others have a leading restart axis."""
+    estimator: Estimator
+    model: Callable
+    data: dict[str, Any]
+    guide: Callable | None
+    seconds: float
+    """Wall time of the whole fit, start and compilation included."""
+    num_steps: int
+    """Steps taken: fewer than asked for where the fit was interrupted or a loss went bad."""
+    steps_per_second: float
+    """Of the steps after the first, so without compilation."""
+    status: str
+    """"finished", "interrupted" or "non-finite"."""
+    message: str
+    start: Start | None
+    problem: Problem = field(repr=False)
+    unconstrained: Any = field(repr=False)
+    """Fitted parameters in the space of the optimiser."""
+
+    def __repr__(self) -> str:
+        loss = f"{self.losses[-1]:.4f}" if self.losses.size else "none"
+        return (
+            f"FitResult({self.estimator!r}, {self.status} after {self.num_steps} steps in {self.seconds:.1f} s, "
+            f"last loss {loss})"
+        )
+
+    @property
+    def posterior(self) -> Posterior:
+        posterior = self.problem.posterior(self.unconstrained)
+        if posterior is None:
+            raise ValueError(f"{type(self.estimator).__name__} leaves no posterior to draw from")
+        return posterior
+
+    def sample(self, num_samples: int = 1000, *, seed: int = 0, resample: str | None = None) -> dict[str, Array]:
+        """Posterior draws of latent and deterministic sites, each ``(num_samples, *event)``.
+
+        Args:
+            resample: None draws from the guide. "psis" draws ten times as many (4,000 at least), smooths their
+                importance weights and resamples, per datum where latents are local: asymptotically exact while k̂
+                is below 0.7 (Pareto Smoothed Importance Sampling).
+        """
+        _positive("num_samples", num_samples)
+        if resample not in (None, "psis"):
+            raise ValueError(f'resample must be None or "psis", got {resample!r}')
+        key = random.key(seed)
+        if resample is None:
+            return _sample(self.posterior, key, num_samples)
+        size = max(10 * num_samples, 4000)
+        draws = _sample(self.posterior, key, size)
+        log_w = np.asarray(_log_weights(self.posterior, key, size))
+        return _resample(draws, log_w, num_samples, np.random.default_rng(seed), self.posterior.local_axes())
+
+    def log_weights(self, num_samples: int = 1000, *, seed: int = 0) -> Array:
+        """log p(x, z) − log q(z) of the draws that `sample` gives for the same seed; ``(num_samples, *local plates)``."""
+        _positive("num_samples", num_samples)
+        return _log_weights(self.posterior, random.key(seed), num_samples)
+
+    def log_evidence(self, num_samples: int = 1000, *, seed: int = 0) -> Evidence:
+        """Importance-sampling estimate of log p(x) with its standard error, the ELBO, k̂ and ESS, from fresh draws."""
+        return evidence_module.estimate(np.asarray(self.log_weights(num_samples, seed=seed)))
+
+    def diagnose(self, num_samples: int = 4000, *, seed: int = 0) -> Diagnosis:
+        """Numbers, and in words what to trust and what to try next."""
+        return diagnose(self, num_samples, seed)
+
+    def gradient_snr(
+        self, num_draws: int = 200, *, num_particles: int | None = None, seed: int = 0
+    ) -> GradientSNR:
+        """Mean, standard deviation and signal-to-noise ratio |mean|/sd of the gradient at the fitted parameters.
+
+        Split into the model's parameters (theta) and the guide's (phi), because a tighter bound may have a better
+        gradient for the one and a worse for the other (Tighter Variational Bounds are Not Necessarily Better).
+
+        Args:
+            num_draws: independent gradients.
+            num_particles: of each; None takes the estimator's.
+        """
+        return gradient_snr(self.problem, self.unconstrained, num_draws, num_particles, seed)
+
+    def to_arviz(self, num_samples: int = 1000, *, seed: int = 0, resample: str | None = None) -> Any:
+        """The installed ArviZ's container: `InferenceData` before 1.0, `DataTree` from 1.0 on.
+
+        Groups: posterior, posterior_predictive, prior, prior_predictive, log_likelihood, sample_stats (``log_weight``),
+        observed_data, constant_data. Groups that the model does not allow (an improper prior has no draws) are left
+        out. Dimensions are named after plates.
+        """
+        from .to_arviz import to_arviz
+
+        return to_arviz(self, num_samples, seed, resample)
+
+    def save(self, path: str, *, num_samples: int = 1000, seed: int = 0) -> None:
+        """Write one netCDF file: the groups of `to_arviz`, and in ``estimax_fit`` all that `estimax.load` needs."""
+        from .storage import save
+
+        save(self, path, num_samples, seed)
+
+    def summary(self, num_samples: int = 4000, *, prob: float = 0.95, seed: int = 0) -> pd.DataFrame:
+        """Table with a row per scalar: estimate, std_err, z, p_value, lower, upper.
+
+        For a posterior: mean, sd, mean/sd, twice the smaller posterior tail beyond zero, and the central interval of
+        probability `prob`, from draws of the guide.
+        """
+        from .summary import posterior_summary
+
+        return posterior_summary(self.sample(num_samples, seed=seed), prob)
+
+    def resume(self, num_steps: int, *, progress_bar: bool = True, **options: Any) -> FitResult:
+        """Go on from the fitted parameters; losses and metrics are appended. Options as in `fit`."""
+        from .fit import resume
+
+        return resume(self, num_steps, progress_bar=progress_bar, **options)
+
+    def at_start(self) -> FitResult:
+        """The same fit before its first step: to see what refining brought."""
+        return replace(
+            self, unconstrained=self.problem.params, params=self.problem.constrain(self.problem.params), num_steps=0
+        )
+
+
+def _positive(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
+def _resample(
+    draws: dict[str, Array], log_w: np.ndarray, size: int, rng: np.random.Generator, local_axes: dict[str, tuple]
+) -> dict[str, Array]:
+    """Systematic resampling by smoothed weights, per element of the local plates."""
+
+    def indices(column: np.ndarray) -> np.ndarray:
+        weights = np.exp(psis(column)[0])
+        positions = (rng.random() + np.arange(size)) / size
+        chosen = np.searchsorted(np.cumsum(weights / weights.sum()), positions)
+        return rng.permutation(np.minimum(chosen, len(weights) - 1))
+
+    if log_w.ndim == 1:
+        chosen = indices(log_w)
+        return {name: value[chosen] for name, value in draws.items()}
+    plates = log_w.shape[1:]
+    table = np.stack([indices(column) for column in log_w.reshape(len(log_w), -1).T], 1).reshape(size, *plates)
+    out = {}
+    for name, value in draws.items():
+        axes = local_axes.get(name)
+        if axes is None:  # a deterministic site: it has the plates' axes first, or is the same for every draw
+            axes = tuple(range(1, 1 + len(plates)))
+            if value.shape[1 : 1 + len(plates)] != plates:
+                out[name] = value[:size]
+                continue
+        moved = np.moveaxis(np.asarray(value), axes, range(1, 1 + len(plates)))
+        index = table.reshape(table.shape + (1,) * (moved.ndim - table.ndim))
+        taken = np.take_along_axis(moved, np.broadcast_to(index, (size, *moved.shape[1:])), 0)
+        out[name] = jax.numpy.asarray(np.moveaxis(taken, range(1, 1 + len(plates)), axes))
+    return out
+
+
+@eqx.filter_jit
+def _gradients(problem: Problem, params: Any, keys: Array) -> dict[str, Any]:
+    return jax.lax.map(lambda key: problem.gradient_parts(params, key, problem.data), keys, batch_size=16)
+
+
+def gradient_snr(
+    problem: Problem, params: Any, num_draws: int = 200, num_particles: int | None = None, seed: int = 0
+) -> GradientSNR:
+    """See `FitResult.gradient_snr`; for any problem at any parameters."""
+    _positive("num_draws", num_draws)
+    if num_particles is not None:
+        estimator = replace(problem.estimator, num_particles=num_particles)  # type: ignore[attr-defined, type-var]
+        problem = replace(problem, estimator=estimator)  # type: ignore[call-arg]
+    draws = _gradients(problem, params, random.split(random.key(seed), num_draws))
+    return GradientSNR.from_draws(jax.tree.map(np.asarray, draws), num_draws)

@@ -1,0 +1,431 @@
+"""Where a fit starts: the posterior mode and the curvature there, found in double precision from several places.
+
+The start decides more than the optimiser that follows. It is found in float64 even when the fit runs in float32,
+because curvature at raw scales (an intercept beside a slope times thousands) is beyond single precision.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, random
+from numpyro import handlers
+from numpyro.distributions.transforms import biject_to
+from numpyro.infer.initialization import init_to_uniform
+
+from ..estimators import unconstrained as space
+from ..estimators.guided import full_plates
+from ..estimators.guides import WhitenedNormal
+
+METHODS = ("laplace", "pathfinder", "prior")
+HESSIAN_LIMIT = 1000
+"""Largest dimension at which the exact Hessian is formed; above, the diagonal of the L-BFGS inverse Hessian."""
+FULL_RANK_LIMIT = 100
+"""Largest dimension at which the guide learns a full covariance on top of the whitening."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A starting point and how it was found. Hand it to another fit as ``start=`` to save the search."""
+
+    method: str
+    loc: np.ndarray
+    """Global latents, unconstrained, shape ``(D,)``."""
+    scale: np.ndarray
+    """Whitening factor, ``(D, D)`` lower triangular or ``(D,)``."""
+    local_loc: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    local_scale: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    num_starts: int = 1
+    num_agree: int = 1
+    """How many of the starts ended at the chosen point."""
+    log_joint: float = float("nan")
+    elbo: float = float("nan")
+    """Monte Carlo ELBO of the Gaussian at the start (100 draws), by which starts are compared."""
+    gradient_norm: float = float("nan")
+    """Length of the Newton step at the chosen point, in units of posterior standard deviations."""
+    condition_number: float = float("nan")
+    """Of the curvature after scaling its diagonal to one."""
+    curvature: str = "none"
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        text = f"start: {self.method}, curvature: {self.curvature}"
+        if self.num_starts > 1:
+            text += f", {self.num_agree} of {self.num_starts} searches agree"
+        if np.isfinite(self.gradient_norm):
+            text += f", Newton step left {self.gradient_norm:.1e} sd"
+        if np.isfinite(self.condition_number):
+            text += f", condition number {self.condition_number:.1e}"
+        text += f" ({self.seconds:.1f} s)"
+        return "\n  ".join([text, *self.notes])
+
+
+class _Point(eqx.Module):
+    """One candidate: where, how wide, how good."""
+
+    loc: Array
+    scale: Array
+    log_joint: Array
+    elbo: Array
+    gradient_norm: Array
+    condition_number: Array
+    diagonal: Array
+
+
+class _Target(eqx.Module):
+    """The log joint density in R^D of a model at fixed values of its own parameters, as a pytree."""
+
+    model: Callable
+    theta: dict[str, Any]
+    data: dict[str, Any]
+    sites: tuple[space.Site, ...] = eqx.field(static=True)
+
+    def prepared(self) -> Callable:
+        return handlers.seed(handlers.substitute(self.model, self.theta), 0)
+
+    def __call__(self, z: Array) -> Array:
+        with full_plates():
+            return space.log_joint(self.prepared(), self.data, space.unravel(z, self.sites))
+
+    def potential(self, z: Array) -> Array:
+        """−log joint, with non-finite values made +inf so that a line search turns back."""
+        value = -self(z)
+        return jnp.where(jnp.isfinite(value), value, jnp.inf)
+
+    def initial(self, rng_key: Array) -> Array:
+        """A feasible point: uniform on (−2, 2) in R^D, NumPyro's own habit."""
+        with full_plates():
+            model = handlers.substitute(handlers.seed(self.prepared(), rng_key), substitute_fn=init_to_uniform)
+            tr = handlers.trace(model).get_trace(**self.data)
+        values = {s.name: biject_to(tr[s.name]["fn"].support).inv(tr[s.name]["value"]) for s in self.sites}
+        return space.ravel(values, self.sites)
+
+
+def _factor(hessian: Array) -> tuple[Array, Array]:
+    """Lower-triangular L with L Lᵀ = H⁻¹, directions without curvature made finite; and the condition number.
+
+    The diagonal is scaled to one first, so that units do not matter. Eigenvalues enter by magnitude: at a point that
+    is not a maximum the negative ones still say how far the density reaches.
+    """
+    diagonal = jnp.abs(jnp.diag(hessian))
+    d = 1 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
+    eigenvalues, vectors = jnp.linalg.eigh(hessian * d[:, None] * d)
+    magnitude = jnp.maximum(jnp.abs(eigenvalues), 1e-12 * jnp.max(jnp.abs(eigenvalues)))
+    covariance = (vectors / magnitude) @ vectors.T * d[:, None] * d
+    return jnp.linalg.cholesky(covariance), magnitude.max() / magnitude.min()
+
+
+def _newton(target: _Target, z: Array, max_steps: int = 50) -> tuple[Array, Array]:
+    """Polish a mode by Newton steps with backtracking; affine-invariant, so raw scales do not slow it down."""
+    hessian = jax.hessian(target.potential)
+
+    def step(carry: tuple) -> tuple:
+        z, value, _, i = carry
+        gradient = jax.grad(target.potential)(z)
+        factor, _ = _factor(hessian(z))
+        whitened = factor.T @ gradient
+        direction = -factor @ whitened
+        sizes = 0.5 ** jnp.arange(12.0)
+        values = jax.vmap(lambda t: target.potential(z + t * direction))(sizes)
+        best = jnp.argmin(jnp.where(jnp.isfinite(values), values, jnp.inf))
+        better = values[best] < value
+        z = jnp.where(better, z + sizes[best] * direction, z)
+        length = jnp.where(better, jnp.linalg.norm(whitened), 0.0)
+        return z, jnp.where(better, values[best], value), length, i + 1
+
+    def unfinished(carry: tuple) -> Array:
+        return (carry[2] > 1e-7) & (carry[3] < max_steps)
+
+    z, _, _, _ = jax.lax.while_loop(unfinished, step, (z, target.potential(z), jnp.inf, 0))
+    return z, hessian(z)
+
+
+def _score(target: _Target, loc: Array, scale: Array, noise: Array) -> Array:
+    """Monte Carlo ELBO of N(loc, scale scaleᵀ); −inf where any draw has no density."""
+    if scale.ndim == 2:
+        draws, log_volume = loc + noise @ scale.T, jnp.sum(jnp.log(jnp.abs(jnp.diag(scale))))
+    else:
+        draws, log_volume = loc + noise * scale, jnp.sum(jnp.log(scale))
+    log_p = jax.lax.map(target, draws, batch_size=20)
+    entropy = 0.5 * loc.shape[0] * (1 + jnp.log(2 * jnp.pi)) + log_volume
+    elbo = jnp.mean(log_p) + entropy
+    return jnp.where(jnp.isfinite(elbo), elbo, -jnp.inf)
+
+
+@eqx.filter_jit
+def _laplace(target: _Target, starts: Array, noise: Array, exact: bool) -> _Point:
+    """Candidates of every start: L-BFGS far from the mode, Newton and the Hessian near it."""
+    import optimistix as optx
+
+    solver = optx.LBFGS(rtol=1e-8, atol=1e-8)
+
+    def one(z0: Array) -> _Point:
+        solution = optx.minimise(
+            lambda z, _: target.potential(z), solver, z0, max_steps=1000 if exact else 3000, throw=False
+        )
+        z = jnp.where(jnp.all(jnp.isfinite(solution.value)), solution.value, z0)
+        if exact:
+            z, hessian = _newton(target, z)
+            scale, condition = _factor(hessian)
+            newton_step = jnp.linalg.norm(scale.T @ jax.grad(target.potential)(z))
+            diagonal = 1 / jnp.sqrt(jnp.abs(jnp.diag(hessian)))
+        else:
+            inverse = solution.state.f_info.hessian_inv
+            units = jnp.eye(z.shape[0]) if z.shape[0] <= HESSIAN_LIMIT else None
+            if units is not None:
+                covariance = jax.lax.map(inverse.mv, units, batch_size=64)
+                scale = jnp.linalg.cholesky((covariance + covariance.T) / 2)
+                diagonal = jnp.sqrt(jnp.abs(jnp.diag(covariance)))
+            else:
+                variance = jax.lax.map(
+                    lambda i: inverse.mv(jnp.zeros_like(z).at[i].set(1.0))[i], jnp.arange(z.shape[0]), batch_size=64
+                )
+                scale = diagonal = jnp.sqrt(jnp.abs(variance))
+            condition = jnp.array(jnp.nan)
+            newton_step = jnp.linalg.norm(diagonal * jax.grad(target.potential)(z))
+        return _Point(z, scale, target(z), _score(target, z, scale, noise), newton_step, condition, diagonal)
+
+    return jax.vmap(one)(starts)
+
+
+@eqx.filter_jit
+def _prior(target: _Target, keys: Array, noise: Array) -> _Point:
+    """Mean and spread of the prior in R^D; a unit Gaussian where the prior has no sampler."""
+
+    def draw(key: Array) -> Array:
+        with full_plates():
+            tr = handlers.trace(handlers.seed(target.prepared(), key)).get_trace(**target.data)
+        values = {s.name: biject_to(tr[s.name]["fn"].support).inv(tr[s.name]["value"]) for s in target.sites}
+        return space.ravel(values, target.sites)
+
+    draws = jax.lax.map(draw, keys, batch_size=100)
+    loc, scale = jnp.mean(draws, 0), jnp.maximum(jnp.std(draws, 0), 1e-6)
+    nan = jnp.array(jnp.nan)
+    return _Point(loc, scale, target(loc), _score(target, loc, scale, noise), nan, nan, scale)
+
+
+@eqx.filter_jit
+def _curvature_at(target: _Target, z: Array, noise: Array) -> _Point:
+    """The Gaussian with the curvature at a point that the user chose."""
+    hessian = jax.hessian(target.potential)(z)
+    scale, condition = _factor(hessian)
+    newton_step = jnp.linalg.norm(scale.T @ jax.grad(target.potential)(z))
+    diagonal = 1 / jnp.sqrt(jnp.abs(jnp.diag(hessian)))
+    return _Point(z, scale, target(z), _score(target, z, scale, noise), newton_step, condition, diagonal)
+
+
+@eqx.filter_jit
+def _pathfinder(target: _Target, starts: Array, keys: Array, noise: Array) -> _Point:
+    """Single-path Pathfinder from every start (Pathfinder: Parallel Quasi-Newton Variational Inference)."""
+    from blackjax.vi import pathfinder
+
+    def one(z0: Array, key: Array) -> _Point:
+        state, _ = pathfinder.approximate(key, target, z0, num_samples=100, maxiter=100)
+        covariance = jnp.diag(state.alpha) + state.beta @ state.gamma @ state.beta.T
+        correction = jnp.sqrt(state.alpha)
+        # mean of the local Gaussian: one quasi-Newton step from the point of the path
+        loc = state.position + covariance @ state.grad_position
+        scale = jnp.linalg.cholesky((covariance + covariance.T) / 2)
+        nan = jnp.array(jnp.nan)
+        return _Point(loc, scale, target(loc), _score(target, loc, scale, noise), nan, nan, correction)
+
+    return jax.vmap(one)(starts, keys)
+
+
+@eqx.filter_jit
+def _starting_points(target: _Target, keys: Array) -> Array:
+    return jax.vmap(target.initial)(keys)
+
+
+def find_start(
+    model: Callable,
+    data: dict[str, Any],
+    *,
+    theta: dict[str, Any] | None = None,
+    method: str | dict[str, Any] | Start = "laplace",
+    seed: int = 0,
+    num_starts: int | None = None,
+) -> Start:
+    """Find where the guide of a model should start, in float64 whatever the session's default.
+
+    Args:
+        model: NumPyro model with continuous latents, called as ``model(**data)``.
+        theta: values of the model's `param` sites, held fixed.
+        method: "laplace", "pathfinder", "prior", a dict of values of the latent sites, or a `Start`.
+        seed: of the starting points and of the draws that score them.
+        num_starts: searches from different points; None: 8 up to 100 dimensions, 4 up to 300, 2 above.
+
+    Raises:
+        ValueError: an unknown method, a discrete latent, or a dict that names no latent site.
+    """
+    if isinstance(method, Start):
+        return method
+    if isinstance(method, str) and method not in METHODS:
+        raise ValueError(f"start must be one of {', '.join(METHODS)}, a dict of values or a Start, got {method!r}")
+    began = time.perf_counter()
+    with jax.enable_x64(True):
+        start = _find(model, _as_float64(data), _as_float64(theta or {}), method, seed, num_starts)
+    return replace(start, seconds=time.perf_counter() - began)
+
+
+def _as_float64(tree: Any) -> Any:
+    def cast(x: Any) -> Any:
+        if isinstance(x, (np.ndarray, jax.Array)) and jnp.issubdtype(x.dtype, jnp.floating):
+            return jnp.asarray(np.asarray(x), jnp.float64)
+        return x
+
+    return jax.tree.map(cast, tree)
+
+
+def _find(model: Callable, data: dict, theta: dict, method: Any, seed: int, num_starts: int | None) -> Start:
+    with full_plates():
+        prepared = handlers.seed(handlers.substitute(model, theta), 0)
+        sites = space.latent_sites(prepared, data)
+    target = _Target(model, theta, data, sites)
+    dimension = sum(s.size for s in sites)
+    if dimension == 0:
+        return Start("none", np.zeros(0), np.zeros(0), curvature="no continuous latents")
+    if num_starts is None:
+        num_starts = 8 if dimension <= 100 else 4 if dimension <= 300 else 2
+    key_starts, key_noise, key_prior = random.split(random.key(seed), 3)
+    noise = random.normal(key_noise, (100, dimension))
+    noise = jnp.concatenate([noise[:50], -noise[:50]])  # antithetic: the Gaussian part of the score is exact
+    notes: list[str] = []
+
+    if isinstance(method, dict):
+        z = _user_point(target, method)
+        return _chosen("values", _curvature_at(target, z, noise), sites, 1, 1, "exact Hessian at the given values", [])
+
+    if method != "prior":
+        starts = _starting_points(target, random.split(key_starts, num_starts))
+        order = ("laplace", "pathfinder") if method == "laplace" else ("pathfinder", "laplace")
+        for name in order:
+            points, curvature = _search(name, target, starts, key_prior, noise, notes)
+            if points is not None:
+                elbo = np.asarray(points.elbo)
+                if np.any(np.isfinite(elbo)):
+                    best = int(np.argmax(elbo))
+                    value = np.asarray(points.log_joint)
+                    agree = int(np.sum(np.abs(value - value[best]) < 1e-3 * (1 + dimension)))
+                    others = int(np.sum(np.isfinite(elbo))) - agree
+                    if others > 0 and name == "laplace":
+                        notes.append(
+                            f"{others} of {num_starts} searches ended elsewhere: the posterior may have several modes"
+                        )
+                    chosen = jax.tree.map(lambda x: x[best], points)
+                    return _chosen(name, chosen, sites, num_starts, agree, curvature, notes)
+            notes.append(f"{name} found no point with a finite ELBO")
+    try:
+        point = _prior(target, random.split(key_prior, 1000), noise)
+    except NotImplementedError:  # improper priors have no sampler
+        z = _starting_points(target, random.split(key_starts, 1))[0]
+        one = jnp.ones(dimension)
+        nan = jnp.array(jnp.nan)
+        point = _Point(z, one, target(z), _score(target, z, one, noise), nan, nan, one)
+        notes.append("a prior without sampler (improper): started at a feasible point with unit scale")
+    return _chosen("prior", point, sites, 1, 1, "prior spread", notes)
+
+
+def _search(
+    name: str, target: _Target, starts: Array, key: Array, noise: Array, notes: list[str]
+) -> tuple[_Point | None, str]:
+    dimension = starts.shape[1]
+    if name == "pathfinder":
+        try:
+            return _pathfinder(target, starts, random.split(key, starts.shape[0]), noise), "Pathfinder inverse Hessian"
+        except ImportError:
+            notes.append("blackjax is not installed: no Pathfinder")
+            return None, ""
+    exact = dimension <= HESSIAN_LIMIT
+    if exact:
+        try:
+            return _laplace(target, starts, noise, True), "exact Hessian"
+        except (TypeError, NotImplementedError, ValueError) as error:
+            # custom reverse-mode rules (ODE solvers) have no second derivative
+            notes.append(f"no exact Hessian ({type(error).__name__}): took the L-BFGS inverse Hessian")
+    return _laplace(target, starts, noise, False), (
+        "L-BFGS inverse Hessian" if dimension <= HESSIAN_LIMIT else "diagonal of the L-BFGS inverse Hessian"
+    )
+
+
+def _user_point(target: _Target, values: dict[str, Any]) -> Array:
+    names = {s.name for s in target.sites}
+    unknown = sorted(set(values) - names)
+    if unknown:
+        raise ValueError(
+            f"start names {unknown[0]!r}, which is not a latent site of the model (sites: {', '.join(sorted(names))})"
+        )
+    given = {k: jnp.asarray(v, jnp.result_type(float)) for k, v in values.items()}
+    with full_plates():
+        model = handlers.substitute(target.prepared(), data=given)
+        model = handlers.substitute(handlers.seed(model, 0), substitute_fn=init_to_uniform)
+        tr = handlers.trace(model).get_trace(**target.data)
+    out = {}
+    for site in target.sites:
+        fn, value = tr[site.name]["fn"], tr[site.name]["value"]
+        if jnp.shape(value) != tuple(fn.shape()):
+            raise ValueError(f"start[{site.name!r}] has shape {jnp.shape(value)}, the site has {tuple(fn.shape())}")
+        if not bool(jnp.all(fn.support(value))):
+            raise ValueError(f"start[{site.name!r}] = {value} lies outside the site's support {fn.support}")
+        out[site.name] = biject_to(fn.support).inv(value)
+    return space.ravel(out, target.sites)
+
+
+def _chosen(
+    method: str, point: _Point, sites: tuple, num_starts: int, agree: int, curvature: str, notes: list[str]
+) -> Start:
+    """Split a point over all latents into the whitened global part and the per-datum local part."""
+    is_global = np.concatenate([np.full(s.size, not s.local) for s in sites])
+    loc, scale = np.asarray(point.loc), np.asarray(point.scale)
+    diagonal = np.asarray(point.diagonal)
+    if scale.ndim == 2 and not is_global.all():
+        covariance = (scale @ scale.T)[np.ix_(is_global, is_global)]
+        scale = np.linalg.cholesky(covariance) if is_global.any() else np.zeros((0, 0))
+    elif scale.ndim == 1:
+        scale = scale[is_global]
+    local = tuple(s for s in sites if s.local)
+    everything = {s.name: v for s, v in zip(sites, _pieces(loc, sites), strict=True)}
+    spread = {s.name: v for s, v in zip(sites, _pieces(diagonal, sites), strict=True)}
+    return Start(
+        method=method,
+        loc=loc[is_global],
+        scale=scale,
+        local_loc={s.name: everything[s.name] for s in local},
+        local_scale={s.name: np.clip(spread[s.name], 1e-6, 1e6) for s in local},
+        num_starts=num_starts,
+        num_agree=agree,
+        log_joint=float(point.log_joint),
+        elbo=float(point.elbo),
+        gradient_norm=float(point.gradient_norm),
+        condition_number=float(point.condition_number),
+        curvature=curvature,
+        notes=tuple(notes),
+    )
+
+
+def _pieces(vector: np.ndarray, sites: tuple) -> list[np.ndarray]:
+    offsets = np.cumsum([s.size for s in sites])[:-1]
+    return [piece.reshape(s.shape) for piece, s in zip(np.split(vector, offsets), sites, strict=True)]
+
+
+def default_guide(model: Callable, data: dict[str, Any], start: Start, theta: dict[str, Any]) -> WhitenedNormal:
+    """The guide that lives in the start's whitened coordinates."""
+    sites = space.latent_sites(handlers.seed(handlers.substitute(model, theta), 0), data)
+    dtype = jnp.result_type(float)
+    return WhitenedNormal(
+        model=model,
+        loc=jnp.asarray(start.loc, dtype),
+        scale=jnp.asarray(start.scale, dtype),
+        local_loc={k: jnp.asarray(v, dtype) for k, v in start.local_loc.items()},
+        local_scale={k: jnp.asarray(v, dtype) for k, v in start.local_scale.items()},
+        sites=sites,
+        full_rank=start.scale.ndim == 2 and start.loc.shape[0] <= FULL_RANK_LIMIT,
+    )

@@ -1,0 +1,202 @@
+"""A fit in one netCDF file, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import xarray as xr
+from jax import random
+from numpyro.infer import autoguide
+
+from .. import estimators
+from ..estimators.base import Estimator
+from .arviz_bridge import to_netcdf
+from .data import check_model, prepare
+from .guides import resolve
+from .result import FitResult
+from .start import Start, default_guide
+
+GROUP = "estimax_fit"
+VERSION = 1
+
+
+def encode(value: Any) -> Any:
+    """An estimator, objective or plain value as JSON: ``{"class": name, "fields": {...}}`` for the former two."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if not hasattr(estimators, type(value).__name__):
+            raise TypeError(type(value).__name__)
+        fields = {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        return {"class": type(value).__name__, "fields": fields}
+    if isinstance(value, (tuple, list)):
+        return [encode(v) for v in value]
+    json.dumps(value)
+    return value
+
+
+def decode(value: Any) -> Any:
+    if isinstance(value, dict):
+        fields = {k: decode(v) for k, v in value["fields"].items()}
+        return getattr(estimators, value["class"])(**fields)
+    if isinstance(value, list):
+        return tuple(decode(v) for v in value)
+    return value
+
+
+def save(result: FitResult, path: str | Path, num_samples: int, seed: int) -> None:
+    """See `FitResult.save`.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot save to {str(path)!r}: the folder {str(path.parent)!r} does not exist")
+    arrays: dict[str, np.ndarray] = {"losses": np.asarray(result.losses)}
+    for name, value in result.metrics.items():
+        arrays[f"metric/{name}"] = np.asarray(value)
+    for i, leaf in enumerate(jax.tree.leaves(result.unconstrained)):
+        arrays[f"param/{i}"] = np.asarray(leaf)
+    for i, leaf in enumerate(jax.tree.leaves(result.problem.params)):
+        arrays[f"initial/{i}"] = np.asarray(leaf)
+    static = {}
+    for key, value in result.data.items():
+        if hasattr(value, "shape"):
+            arrays[f"data/{key}"] = np.asarray(value)
+        else:
+            static[key] = value
+    start = None
+    if result.start is not None:
+        start = {k: v for k, v in dataclasses.asdict(result.start).items() if not isinstance(v, (np.ndarray, dict))}
+        arrays |= {"start/loc": result.start.loc, "start/scale": result.start.scale}
+        arrays |= {f"start/local_loc/{k}": v for k, v in result.start.local_loc.items()}
+        arrays |= {f"start/local_scale/{k}": v for k, v in result.start.local_scale.items()}
+    try:
+        estimator: Any = encode(result.estimator)
+    except TypeError:
+        estimator = None
+    meta = {
+        "version": VERSION,
+        "estimator": estimator,
+        "estimator_repr": repr(result.estimator),
+        "guide": _guide_name(result.guide),
+        "static_data": static,
+        "start": start,
+        "seconds": result.seconds,
+        "num_steps": result.num_steps,
+        "steps_per_second": result.steps_per_second,
+        "status": result.status,
+        "message": result.message,
+    }
+    try:
+        attrs = {"estimax": json.dumps(meta)}
+    except TypeError as error:
+        raise TypeError(f"cannot save data that is neither array nor number, string, bool or None: {error}") from error
+    variables = {
+        name.replace("/", "|"): ([f"{name.replace('/', '|')}_{i}" for i in range(a.ndim)], a)
+        for name, a in arrays.items()
+        if a.size or a.ndim
+    }
+    to_netcdf(result.to_arviz(num_samples, seed=seed), str(path))
+    xr.Dataset(variables, attrs=attrs).to_netcdf(path, mode="a", group=GROUP, engine="h5netcdf")
+
+
+def load(
+    path: str | Path, model: Callable, *, guide: Any = None, estimator: Estimator | None = None
+) -> FitResult:
+    """Read a fit that `FitResult.save` wrote.
+
+    Args:
+        model: the model that was fitted; files hold no code.
+        guide: needed where the fit had a guide function or instance of the user's.
+        estimator: needed where the fit had an estimator from outside `estimax.estimators`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a file of `FitResult.save`, or one that needs `guide` or `estimator`.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no file {str(path)!r}")
+    try:
+        with xr.open_dataset(path, group=GROUP, engine="h5netcdf") as opened:
+            dataset = opened.load()
+        meta = json.loads(dataset.attrs["estimax"])
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} was not written by FitResult.save: {error}") from error
+    if meta["version"] > VERSION:
+        raise ValueError(f"{str(path)!r} has format {meta['version']}, this estimax reads up to {VERSION}")
+    arrays = {str(name).replace("|", "/"): np.asarray(v) for name, v in dataset.data_vars.items()}
+    data = prepare(model, {**meta["static_data"], **_under(arrays, "data/")})
+    theta = check_model(model, data)
+    if estimator is None:
+        if meta["estimator"] is None:
+            raise ValueError(f"the fit used {meta['estimator_repr']}, which is not estimax's own: give estimator=")
+        estimator = decode(meta["estimator"])
+    start = None
+    if meta["start"] is not None:
+        saved = {**meta["start"], "notes": tuple(meta["start"]["notes"])}
+        saved |= {"loc": arrays["start/loc"], "scale": arrays["start/scale"]}
+        saved |= {"local_loc": _under(arrays, "start/local_loc/"), "local_scale": _under(arrays, "start/local_scale/")}
+        start = Start(**saved)
+    guide = _restore_guide(meta["guide"], guide, model, data, theta, start)
+    problem = estimator.problem(random.key(0), model, guide, data)
+    structure = jax.tree.structure(problem.params)
+    unconstrained, initial = _leaves(arrays, "param/", structure), _leaves(arrays, "initial/", structure)
+    return FitResult(
+        params={k: jax.tree.map(np.asarray, v) for k, v in problem.constrain(unconstrained).items()},
+        losses=arrays["losses"],
+        metrics=_under(arrays, "metric/"),
+        estimator=estimator,
+        model=model,
+        data=data,
+        guide=guide,
+        seconds=meta["seconds"],
+        num_steps=meta["num_steps"],
+        steps_per_second=meta["steps_per_second"],
+        status=meta["status"],
+        message=meta["message"],
+        start=start,
+        problem=dataclasses.replace(problem, params=initial),  # type: ignore[type-var]
+        unconstrained=unconstrained,
+    )
+
+
+def _guide_name(guide: Any) -> str:
+    if isinstance(guide, estimators.WhitenedNormal):
+        return "default"
+    if guide is None:
+        return "none"
+    name = type(guide).__name__
+    return f"auto:{name}" if isinstance(guide, autoguide.AutoGuide) and hasattr(autoguide, name) else "custom"
+
+
+def _restore_guide(kind: str, given: Any, model: Callable, data: dict, theta: dict, start: Start | None) -> Any:
+    if given is not None:
+        return resolve(given, model, data, theta, start or "prior", 0)[0]
+    if kind == "none":
+        return None
+    if kind == "default":
+        assert start is not None
+        return default_guide(model, data, start, theta)
+    if kind.startswith("auto:"):
+        return resolve(getattr(autoguide, kind[5:]), model, data, theta, start or "prior", 0)[0]
+    raise ValueError("the fit used a guide function of your own: give guide= to load")
+
+
+def _under(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name[len(prefix) :]: value for name, value in arrays.items() if name.startswith(prefix)}
+
+
+def _leaves(arrays: dict[str, np.ndarray], prefix: str, structure: Any) -> Any:
+    found = _under(arrays, prefix)
+    if len(found) != structure.num_leaves:
+        raise ValueError(
+            f"the file has {len(found)} parameters, model and guide have {structure.num_leaves}: not the same model"
+        )
+    return jax.tree.unflatten(structure, [jax.numpy.asarray(found[str(i)]) for i in range(len(found))])

@@ -1,0 +1,34 @@
+"""Tables of estimates, a row per scalar, indexed as ArviZ prints them: ``b[0]``, ``w[1, 2]``."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+COLUMNS = ["estimate", "std_err", "z", "p_value", "lower", "upper"]
+
+
+def labels(name: str, shape: tuple[int, ...]) -> list[str]:
+    if not shape:
+        return [name]
+    return [f"{name}[{', '.join(map(str, index))}]" for index in np.ndindex(shape)]
+
+
+def posterior_summary(draws: dict, prob: float) -> pd.DataFrame:
+    """Mean, sd, mean/sd, twice the smaller tail beyond zero, and the central interval of probability `prob`."""
+    if not 0 < prob < 1:
+        raise ValueError(f"prob must lie strictly between 0 and 1, got {prob}")
+    index: list[str] = []
+    blocks = []
+    for name, value in draws.items():
+        value = np.asarray(value, np.float64)
+        flat = value.reshape(len(value), -1)
+        index += labels(name, value.shape[1:])
+        mean, sd = flat.mean(0), flat.std(0, ddof=1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            z = mean / sd
+        tail = np.minimum((flat > 0).mean(0), (flat < 0).mean(0))
+        lower, upper = np.quantile(flat, [(1 - prob) / 2, (1 + prob) / 2], axis=0)
+        blocks.append(np.stack([mean, sd, z, 2 * tail, lower, upper], 1))
+    table = np.concatenate(blocks) if blocks else np.zeros((0, len(COLUMNS)))
+    return pd.DataFrame(table, index=index, columns=COLUMNS)

@@ -1,0 +1,113 @@
+"""From a fit to ArviZ's groups, with dimensions named after the model's plates."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jax import random
+
+from ..estimators.guided import full_plates
+from . import predictive
+from .arviz_bridge import build
+
+if TYPE_CHECKING:
+    from .result import FitResult
+
+
+def to_arviz(result: FitResult, num_samples: int, seed: int, resample: str | None) -> Any:
+    """See `FitResult.to_arviz`."""
+    draws = result.sample(num_samples, seed=seed, resample=resample)
+    params, model, data = result.problem.constrain(result.unconstrained), result.model, result.data
+    first = {name: value[0] for name, value in draws.items()}
+    theta = {n: v for n, v in params.items() if n not in first}
+    sites = predictive.describe(model, theta, _latent(first, model, theta, data), data)
+    latent_draws = _latent(draws, model, theta, data)
+    keys = random.split(random.key(seed), 2)
+
+    groups: dict[str, dict[str, Any]] = {"posterior": {n: _chain(v) for n, v in draws.items()}}
+    observed = {s.name for s in sites if s.kind == "observed"}
+    groups["sample_stats"] = _sample_stats(result, num_samples, seed, resample)
+    if latent_draws and observed:
+        groups["posterior_predictive"] = _or_nothing(
+            "posterior_predictive", lambda: predictive.predict(model, theta, latent_draws, data, keys[0])
+        )
+        groups["log_likelihood"] = {
+            n: _chain(v) for n, v in predictive.log_likelihood(model, theta, latent_draws, data).items()
+        }
+    prior = _or_nothing("prior", lambda: predictive.prior(model, theta, data, keys[1], min(num_samples, 500)))
+    groups["prior"] = {n: v for n, v in prior.items() if n not in observed}
+    groups["prior_predictive"] = {n: v for n, v in prior.items() if n in observed}
+    values = _observed_values(result, theta, _latent(first, model, theta, data), observed)
+    groups["observed_data"] = values
+    groups["constant_data"] = _constant(data, values)
+
+    dims = {s.name: list(s.dims) for s in sites}
+    by_shape: dict[tuple[int, ...], list[str]] = {}
+    for site in sites:
+        if site.shape and not any("_dim_" in d for d in site.dims):
+            by_shape.setdefault(site.shape, list(site.dims))
+    for name, value in groups["constant_data"].items():
+        if np.shape(value) in by_shape:
+            dims[name] = by_shape[np.shape(value)]
+    log_w = groups["sample_stats"].get("log_weight")
+    if log_w is not None and log_w.ndim > 2:
+        dims["log_weight"] = by_shape.get(log_w.shape[2:], [f"log_weight_dim_{i}" for i in range(log_w.ndim - 2)])
+    sizes = {d: size for s in sites for d, size in zip(s.dims, s.shape, strict=True)}
+    coords = {d: np.arange(size) for d, size in sizes.items()}
+    attrs = {
+        "inference_library": "estimax",
+        "estimator": repr(result.estimator),
+        "fit_status": result.status,
+        "sampling_time": float(result.seconds),
+    }
+    return build(groups, coords, dims, attrs)
+
+
+def _chain(value: Any) -> np.ndarray:
+    return np.asarray(value)[None]
+
+
+def _latent(draws: dict[str, Any], model: Any, theta: dict, data: dict) -> dict[str, Any]:
+    """Only the sample sites: deterministic ones follow from them."""
+    names = {s.name for s in predictive.describe(model, theta, {}, data) if s.kind == "latent"} if draws else set()
+    return {n: v for n, v in draws.items() if n in names}
+
+
+def _sample_stats(result: FitResult, num_samples: int, seed: int, resample: str | None) -> dict[str, np.ndarray]:
+    """Log-weights of the draws; after resampling the draws are equally weighted."""
+    stats = {"diverging": np.zeros((1, num_samples), bool)}
+    if resample is None:
+        stats["log_weight"] = _chain(result.log_weights(num_samples, seed=seed))
+    return stats
+
+
+def _or_nothing(group: str, make: Any) -> dict[str, np.ndarray]:
+    """A group of draws, or none of it where a distribution of the model has no sampler."""
+    try:
+        return {n: _chain(v) for n, v in make().items()}
+    except NotImplementedError:
+        warnings.warn(
+            f"no {group} group: a distribution of the model cannot be sampled (an improper prior, say)", stacklevel=4
+        )
+        return {}
+
+
+def _observed_values(result: FitResult, theta: dict, draw: dict, observed: set[str]) -> dict[str, np.ndarray]:
+    with full_plates():
+        tr = predictive.run_model(result.model, theta, draw, result.data)
+    return {n: np.asarray(tr[n]["value"]) for n in tr if n in observed}
+
+
+def _constant(data: dict[str, Any], observed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays of the data that no site observes."""
+    out = {}
+    for name, value in data.items():
+        if not hasattr(value, "shape"):
+            continue
+        array = np.asarray(value)
+        seen = any(array.shape == o.shape and np.array_equal(array, o) for o in observed.values())
+        if not seen and array.dtype.kind in "fiub":
+            out[name] = array
+    return out
