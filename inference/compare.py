@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+import unicodedata
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,14 +13,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jax import random
+from scipy.special import logsumexp
 from tqdm.auto import tqdm
 
 from ..estimators.base import Estimator
+from . import predictive
 from .data import check_model, prepare
 from .evidence import estimate
 from .fit import fit
 from .result import FitResult
 from .start import find_start
+
+_log = logging.getLogger(__name__)
 
 COLUMNS = {
     "log_evidence": "importance-sampling estimate of log p(x), nats",
@@ -54,17 +61,41 @@ class Comparison:
     interrupted: bool = False
 
     def __str__(self) -> str:
-        return format_table(self.frame) + self._footer()
+        return self.report()
 
-    def _footer(self) -> str:
-        lines = [""]
+    def report(self, width: int | None = None) -> str:
+        """The table with what its columns mean, folded into blocks no wider than `width` characters."""
+        return "\n".join([format_table(self.frame, width), "", *self.notes()])
+
+    def notes(self) -> list[str]:
+        """Lines that go below the table: units, the reference, and what did not run."""
+        lines = []
+        if "khat" in self.frame:
+            lines.append(
+                f"log evidence, ELBO and IW bound in nats, from {self.num_samples} fresh draws, of which ESS are "
+                "effective; k̂ < 0.5 is good, 0.7 the limit"
+            )
         if self.reference is not None:
-            lines.append(f"errors against {self.reference_name}: worst over all scalars, in units of the reference sd")
+            lines.append(
+                f"mean err, sd err: the guide's own draws against {self.reference_name}, the worst scalar, in units "
+                "of the reference sd; PSIS: the same after importance resampling"
+            )
+        lines += [f"the same fit to the last digit on this model: {', '.join(names)}" for names in self._twins()]
         for name, reason in self.errors.items():
-            lines.append(f"{name}: not run: {reason}")
+            lines.append(f"{name}: {'fitted, but not measured' if name in self.results else 'not run'}: {reason}")
         if self.interrupted:
             lines.append("interrupted: estimators that had not begun are missing")
-        return "\n".join(lines)
+        return lines
+
+    def _twins(self) -> list[list[str]]:
+        """Estimators whose rows agree exactly: on this model their objectives lead to one and the same guide."""
+        if "elbo" not in self.frame:
+            return []
+        groups: dict[tuple[float, float], list[str]] = {}
+        for name, evidence, elbo in zip(self.frame.index, self.frame["log_evidence"], self.frame["elbo"], strict=True):
+            if np.isfinite(evidence):
+                groups.setdefault((evidence, elbo), []).append(str(name))
+        return [names for names in groups.values() if len(names) > 1]
 
     def to_arviz(self, num_samples: int = 1000) -> dict[str, Any]:
         """ArviZ containers by estimator, ready for ``arviz.plot_forest`` or ``arviz.compare``."""
@@ -77,7 +108,9 @@ class Comparison:
         return plots.comparison(self)
 
     def save(self, folder: str | Path) -> Path:
-        """Write table (CSV and Markdown), pictures (PNG) and one netCDF file an estimator into a folder.
+        """Write table (CSV and Markdown), one netCDF file an estimator and pictures (PNG) into a folder.
+
+        A result that netCDF cannot hold is a warning: everything else is written all the same.
 
         Raises:
             OSError: the folder cannot be made or written.
@@ -85,11 +118,15 @@ class Comparison:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.frame.to_csv(folder / "table.csv")
-        (folder / "table.md").write_text(to_markdown(self.frame) + "\n" + self._footer() + "\n", encoding="utf-8")
-        for name, figure in self.plot().items():
-            figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
+        text = "\n".join([to_markdown(self.frame), "", *(f"- {line}" for line in self.notes())])
+        (folder / "table.md").write_text(text + "\n", encoding="utf-8")
         for name, result in self.results.items():
-            result.save(folder / f"{_file_name(name)}.nc", seed=self.seed)
+            try:
+                result.save(str(folder / f"{_file_name(name)}.nc"), seed=self.seed)
+            except (TypeError, ValueError, NotImplementedError) as error:
+                warnings.warn(f"no netCDF file of {name}: {error}", stacklevel=2)
+        for name, figure in self.plot().items():
+            figure.savefig(folder / f"{name}.png", dpi=120)
         return folder
 
 
@@ -125,11 +162,18 @@ def compare(
     """
     if not isinstance(estimators, Mapping) or not estimators:
         raise ValueError('estimators must be a dict of name -> estimator, as in {"IWAE": estimators.IWAE()}')
+    for name, estimator in estimators.items():
+        if not isinstance(estimator, Estimator):
+            hint = " (give an instance: ELBO(), not ELBO)" if isinstance(estimator, type) else ""
+            raise TypeError(f"estimators[{name!r}] must be one of estimax.estimators, got {estimator!r}{hint}")
     prepared = prepare(model, data)
     theta = check_model(model, prepared)
-    if guide is None:
-        start = find_start(model, prepared, theta=theta, method=start, seed=seed)
-    draws, reference_name = resolve_reference(reference, model, prepared, seed, progress_bar)
+    draws, reference_name = resolve_reference(reference, model, prepared, theta, seed, progress_bar)
+    if (guide is None or isinstance(guide, type)) and any(e.needs_guide for e in estimators.values()):
+        try:
+            start = find_start(model, prepared, theta=theta, method=start, seed=seed)
+        except (ValueError, NotImplementedError):  # those that need it will say so, the others can go on
+            _log.debug("no start", exc_info=True)
     rows: dict[str, dict[str, Any]] = {}
     results: dict[str, FitResult] = {}
     errors: dict[str, str] = {}
@@ -141,26 +185,55 @@ def compare(
             result = fit(
                 model, estimator, data, guide=guide, start=start, seed=seed, progress_bar=progress_bar, **options
             )
-            rows[name] = _measure(result, draws, num_samples, seed)
-            results[name] = result
-        except (ValueError, TypeError, FloatingPointError, NotImplementedError) as error:
-            errors[name] = str(error)
-            continue
         except KeyboardInterrupt:
             interrupted = True
+            break
+        except Exception as error:  # whatever it is, the other estimators' work must not be lost
+            errors[name] = _reason(error)
+            _log.debug("%s could not run", name, exc_info=True)
+            continue
+        results[name] = result
+        rows[name] = _cost(result)  # first what is known already: Ctrl-C may come while the rest is measured
+        try:
+            rows[name] |= _measure(result, draws, num_samples, seed)
+        except KeyboardInterrupt:
+            interrupted = True
+        except Exception as error:
+            errors[name] = _reason(error)
+            _log.debug("%s could not be measured", name, exc_info=True)
         if interrupted or result.status == "interrupted":
             interrupted = True
             break
     bar.close()
     if not rows and errors:
-        raise ValueError("no estimator could run: " + "; ".join(f"{n}: {e}" for n, e in errors.items()))
+        reasons = set(errors.values())
+        why = reasons.pop() if len(reasons) == 1 else "; ".join(f"{n}: {e}" for n, e in errors.items())
+        raise ValueError(f"no estimator could run: {why}")
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=list(COLUMNS)).dropna(axis=1, how="all")
     frame.index.name = "estimator"
     frame.attrs["columns"] = {k: v for k, v in COLUMNS.items() if k in frame}
     return Comparison(frame, results, errors, draws, reference_name, num_samples, seed, interrupted)
 
 
+def _reason(error: Exception) -> str:
+    """The message of an error that we raise ourselves; the kind of error too where it is somebody else's."""
+    text = str(error).strip().split("\n")[0] or type(error).__name__
+    ours = isinstance(error, (ValueError, TypeError, FloatingPointError, NotImplementedError))
+    return text if ours else f"{type(error).__name__}: {text}"
+
+
+def has_posterior(result: FitResult) -> bool:
+    """Whether the estimator leaves draws to measure: a point estimate does not."""
+    return result.problem.posterior(result.unconstrained) is not None
+
+
+def _cost(result: FitResult) -> dict[str, Any]:
+    return {"steps_per_second": result.steps_per_second, "seconds": result.seconds, "status": result.status}
+
+
 def _measure(result: FitResult, reference: dict[str, np.ndarray] | None, num_samples: int, seed: int) -> dict[str, Any]:
+    if not has_posterior(result):
+        return {}
     log_w = np.asarray(result.log_weights(num_samples, seed=seed + 1), np.float64)
     e = estimate(log_w)
     row: dict[str, Any] = {
@@ -171,9 +244,6 @@ def _measure(result: FitResult, reference: dict[str, np.ndarray] | None, num_sam
         "khat": e.khat,
         "verdict": e.verdict,
         "ess": e.ess,
-        "steps_per_second": result.steps_per_second,
-        "seconds": result.seconds,
-        "status": result.status,
     }
     if reference is not None:
         row["mean_error"], row["sd_error"] = posterior_error(result.sample(num_samples, seed=seed + 1), reference)
@@ -187,9 +257,8 @@ def iw_bound(log_w: np.ndarray, num_particles: int) -> float:
     """Mean of L_K over disjoint groups of K draws, summed over local plates."""
     size = max(1, min(num_particles, len(log_w)))
     groups = len(log_w) // size
-    grouped = log_w[: groups * size].reshape(groups, size, -1)
-    top = grouped.max(1, keepdims=True)
-    return float((np.log(np.exp(grouped - top).mean(1)) + top[:, 0]).mean(0).sum())
+    grouped = np.asarray(log_w, np.float64)[: groups * size].reshape(groups, size, -1)
+    return float((logsumexp(grouped, axis=1) - np.log(size)).mean(0).sum())
 
 
 def posterior_error(draws: Mapping[str, Any], reference: Mapping[str, np.ndarray]) -> tuple[float, float]:
@@ -200,83 +269,177 @@ def posterior_error(draws: Mapping[str, Any], reference: Mapping[str, np.ndarray
             continue
         value, truth = np.asarray(draws[name], np.float64), np.asarray(truth, np.float64)
         if value.shape[1:] != truth.shape[1:]:
-            raise ValueError(f"reference site {name!r} has shape {truth.shape[1:]}, the model's has {value.shape[1:]}")
+            raise ValueError(_other_shape(name, truth.shape[1:], value.shape[1:]))
+        if not truth[0].size:
+            continue
         sd = truth.std(0)
         sd = np.where(sd > 0, sd, 1.0)
-        means.append(np.max(np.abs(value.mean(0) - truth.mean(0)) / sd))
-        sds.append(np.max(np.abs(value.std(0) / sd - 1)))
+        with np.errstate(over="ignore", invalid="ignore"):  # a guide may be so wide that its draws overflow
+            means.append(np.max(np.abs(value.mean(0) - truth.mean(0)) / sd))
+            sds.append(np.max(np.abs(value.std(0) / sd - 1)))
     if not means:
-        raise ValueError(
-            f"the reference (sites {', '.join(reference)}) shares no site with the fit (sites {', '.join(draws)})"
-        )
+        raise ValueError(_nothing_shared(reference, draws))
     return float(max(means)), float(max(sds))
 
 
 def resolve_reference(
-    reference: Any, model: Callable, data: dict[str, Any], seed: int, progress_bar: bool
+    reference: Any, model: Callable, data: dict[str, Any], theta: dict[str, Any], seed: int, progress_bar: bool
 ) -> tuple[dict[str, np.ndarray] | None, str]:
-    """Reference draws by site from what the user gave, and a name for them."""
+    """Reference draws by site from what the user gave, and a name for them.
+
+    Raises:
+        ValueError: not a reference, or one that does not fit the model: found out before the first fit.
+    """
     if reference is None:
         return None, ""
     if isinstance(reference, str):
         if reference != "nuts":
             raise ValueError(f'reference must be None, "nuts", a dict of draws or an ArviZ object, got {reference!r}')
-        return run_nuts(model, data, seed, progress_bar), "NUTS"
+        if theta:
+            raise ValueError(
+                f'reference="nuts" needs a model without parameters of its own: NUTS cannot learn {", ".join(theta)}'
+            )
+        return run_nuts(model, data, seed, progress_bar)
     if isinstance(reference, Mapping) and not hasattr(reference, "posterior") and "posterior" not in reference:
-        return {k: np.asarray(v) for k, v in reference.items()}, "the reference draws"
+        draws, name = {str(k): np.asarray(v) for k, v in reference.items()}, "the reference draws"
+    else:
+        draws, name = _posterior_group(reference), "the ArviZ reference"
+    _check_reference(draws, model, data, theta)
+    return draws, name
+
+
+def _posterior_group(reference: Any) -> dict[str, np.ndarray]:
+    """Draws by site of an ArviZ container, chains joined."""
     try:
         posterior = reference["posterior"]
         posterior = posterior.ds if hasattr(posterior, "ds") else posterior
-    except (KeyError, TypeError, IndexError) as error:
+        variables = posterior.data_vars.items()
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(
             f'reference must be None, "nuts", a dict of draws or an ArviZ object with a posterior group, '
             f"got {type(reference).__name__}"
         ) from error
     stacked = {}
-    for name, variable in posterior.data_vars.items():
+    for name, variable in variables:
         value = variable.transpose("chain", "draw", ...).values
         stacked[str(name)] = value.reshape(-1, *value.shape[2:])
-    return stacked, "the ArviZ reference"
+    return stacked
 
 
-def run_nuts(model: Callable, data: dict[str, Any], seed: int, progress_bar: bool) -> dict[str, np.ndarray]:
-    """Draws of NumPyro's NUTS: 4 vectorised chains of 1,000 after 1,000 of warm-up."""
+def _check_reference(draws: dict[str, np.ndarray], model: Callable, data: dict[str, Any], theta: dict) -> None:
+    for name, value in draws.items():
+        if value.ndim < 1 or len(value) < 2:
+            raise ValueError(f"reference site {name!r} needs at least 2 draws, shape (num_draws, *event); it has shape "
+                             f"{value.shape}")  # fmt: skip
+        if value.dtype.kind not in "fiub" or not np.isfinite(value.astype(np.float64)).all():
+            raise ValueError(f"reference site {name!r} has draws that are not finite numbers")
+    try:
+        sites = predictive.describe(model, theta, {}, data)
+    except NotImplementedError:  # a prior without sampler: the shapes show when the first fit is measured
+        return
+    shapes = {s.name: s.shape for s in sites if s.kind != "observed"}
+    shared = [name for name in draws if name in shapes]
+    if not shared:
+        raise ValueError(_nothing_shared(draws, shapes))
+    for name in shared:
+        if draws[name].shape[1:] != shapes[name]:
+            raise ValueError(_other_shape(name, draws[name].shape[1:], shapes[name]))
+
+
+def _nothing_shared(reference: Mapping[str, Any], sites: Mapping[str, Any]) -> str:
+    return f"the reference (sites {', '.join(reference)}) shares no site with the model (sites {', '.join(sites)})"
+
+
+def _other_shape(name: str, reference: tuple, model: tuple) -> str:
+    return f"reference site {name!r} has shape {reference}, the model's has {model}"
+
+
+def run_nuts(
+    model: Callable, data: dict[str, Any], seed: int, progress_bar: bool
+) -> tuple[dict[str, np.ndarray], str]:
+    """Draws of NumPyro's NUTS, 4 vectorised chains of 1,000 after 1,000 of warm-up, and a name that says how good."""
+    from numpyro.diagnostics import split_gelman_rubin
     from numpyro.infer import MCMC, NUTS
 
     mcmc = MCMC(NUTS(model), num_warmup=1000, num_samples=1000, num_chains=4, chain_method="vectorized",
                 progress_bar=progress_bar)  # fmt: skip
-    mcmc.run(random.key(seed), **data)
-    return {k: np.asarray(v) for k, v in mcmc.get_samples().items()}
+    try:
+        mcmc.run(random.key(seed), **data)
+    except (ValueError, TypeError, RuntimeError, NotImplementedError, ImportError) as error:
+        raise ValueError(f'reference="nuts" failed on this model: {str(error).strip().splitlines()[0]}') from error
+    draws = {k: np.asarray(v) for k, v in mcmc.get_samples(group_by_chain=True).items()}
+    divergences = int(np.sum(mcmc.get_extra_fields()["diverging"]))
+    with np.errstate(all="ignore"):
+        rhats = np.concatenate([np.ravel(split_gelman_rubin(np.asarray(v, np.float64))) for v in draws.values()])
+    rhat = np.nanmax(rhats) if np.isfinite(rhats).any() else np.nan
+    name = f"NUTS (4 chains of 1000 draws, worst R̂ {rhat:.3f}, divergences: {divergences})"
+    return {k: v.reshape(-1, *v.shape[2:]) for k, v in draws.items()}, name
 
 
-def format_table(frame: pd.DataFrame) -> str:
-    """The table as a person reads it in a terminal."""
-    return _readable(frame).to_string()
+def format_table(frame: pd.DataFrame, width: int | None = None) -> str:
+    """The table as a person reads it in a terminal, folded into blocks no wider than `width` characters."""
+    if frame.empty:
+        return "no estimator was fitted"
+    readable = _readable(frame)
+    names = [str(n) for n in readable.index]
+    columns = [_column("", names, left=True)]
+    columns += [_column(str(h), [str(v) for v in readable[h]], left=h in _TEXT) for h in readable.columns]
+    blocks: list[list[list[str]]] = [[columns[0]]]
+    for column in columns[1:]:
+        used = sum(_width(c[0]) + 2 for c in blocks[-1])
+        if width is not None and used + _width(column[0]) > width and len(blocks[-1]) > 1:
+            blocks.append([columns[0]])
+        blocks[-1].append(column)
+    return "\n\n".join("\n".join("  ".join(row).rstrip() for row in zip(*b, strict=True)) for b in blocks)
+
+
+_TEXT = ("k̂", "status")
+
+
+def _width(text: str) -> int:
+    """Columns that a terminal takes: the hat of k̂ takes none."""
+    return sum(not unicodedata.combining(c) for c in text)
+
+
+def _column(header: str, values: Sequence[str], left: bool) -> list[str]:
+    size = max(map(_width, [header, *values]))
+    return [v + " " * (size - _width(v)) if left else " " * (size - _width(v)) + v for v in [header, *values]]
 
 
 def to_markdown(frame: pd.DataFrame) -> str:
     """A GitHub table, without a further dependency."""
-    readable = _readable(frame).reset_index()
-    lines = ["| " + " | ".join(readable.columns) + " |", "|" + "---|" * len(readable.columns)]
-    lines += ["| " + " | ".join(str(v) for v in row) + " |" for row in readable.itertuples(index=False)]
+    readable = _readable(frame)
+    lines = [f"| estimator | {' | '.join(readable.columns)} |"]
+    lines.append("|---|" + "".join("---|" if h in _TEXT else "---:|" for h in readable.columns))
+    lines += [f"| {name} | {' | '.join(map(str, row))} |" for name, *row in readable.itertuples()]
     return "\n".join(lines)
 
 
 def _readable(frame: pd.DataFrame) -> pd.DataFrame:
     """Columns joined and rounded: evidence ± error, k̂ with its verdict, errors of means and sds."""
     out = pd.DataFrame(index=frame.index)
-    out["log evidence"] = [f"{v:.3f} ± {s:.3f}" for v, s in zip(frame["log_evidence"], frame["stderr"], strict=True)]
-    out["ELBO"] = [f"{v:.3f}" for v in frame["elbo"]]
-    out["IW bound"] = [f"{v:.3f}" for v in frame["iw_bound"]]
-    out["k̂"] = [f"{k:.2f} {v}" for k, v in zip(frame["khat"], frame["verdict"], strict=True)]
-    out["ESS"] = [f"{v:.0f}" for v in frame["ess"]]
-    if "mean_error" in frame:
-        out["mean err"] = [f"{v:.3f}" for v in frame["mean_error"]]
-        out["sd err"] = [f"{v:.0%}" for v in frame["sd_error"]]
-        out["PSIS mean err"] = [f"{v:.3f}" for v in frame["psis_mean_error"]]
-        out["PSIS sd err"] = [f"{v:.0%}" for v in frame["psis_sd_error"]]
-    out["steps/s"] = [f"{v:.0f}" for v in frame["steps_per_second"]]
-    out["seconds"] = [f"{v:.1f}" for v in frame["seconds"]]
-    if (frame["status"] != "finished").any():
+
+    def put(header: str, form: Callable[..., str], *columns: str) -> None:
+        if all(c in frame for c in columns):
+            rows = zip(*(frame[c] for c in columns), strict=True)
+            out[header] = ["–" if any(pd.isna(v) for v in row) else form(*row) for row in rows]
+
+    put("log evidence", lambda v, s: f"{v:.3f} ± {s:.3f}", "log_evidence", "stderr")
+    put("ELBO", lambda v: f"{v:.3f}", "elbo")
+    put("IW bound", lambda v: f"{v:.3f}", "iw_bound")
+    put("k̂", lambda k, v: f"{k:.2f} {v}", "khat", "verdict")
+    put("ESS", lambda v: f"{v:.0f}", "ess")
+    put("mean err", _short, "mean_error")
+    put("sd err", lambda v: f"{_short(100 * v)}%", "sd_error")
+    put("PSIS mean err", _short, "psis_mean_error")
+    put("PSIS sd err", lambda v: f"{_short(100 * v)}%", "psis_sd_error")
+    put("steps/s", lambda v: f"{v:.0f}", "steps_per_second")
+    put("seconds", lambda v: f"{v:.1f}", "seconds")
+    if "status" in frame and (frame["status"] != "finished").any():
         out["status"] = frame["status"]
     return out
+
+
+def _short(value: float) -> str:
+    """Two decimals for what is near one, no decimals nor endless digits for what is far off."""
+    return f"{value:.2f}" if abs(value) < 9.995 else f"{value:.0f}" if abs(value) < 1e5 else f"{value:.0e}"

@@ -33,8 +33,6 @@ class State(NamedTuple):
     params: Params
     opt_state: Any
     rng_key: Array
-    ok: Array
-    """False once a loss or an update was not finite: from then on the state stands still."""
 
 
 class Outcome(NamedTuple):
@@ -44,6 +42,8 @@ class Outcome(NamedTuple):
     metrics: dict[str, np.ndarray]
     steps: int
     interrupted: bool
+    went_bad: bool
+    """The last loss (of every restart) was not finite; the state is the last one with finite parameters."""
     compile_seconds: float
     """Time to the first step: compilation, where there was one."""
     step_seconds: float
@@ -84,52 +84,63 @@ def as_optax(optimizer: Any) -> optax.GradientTransformation:
 
 def init(problem: Problem, optimizer: optax.GradientTransformation, params: Params, rng_key: Array) -> State:
     """The state before the first step."""
-    return State(params, optimizer.init(params), rng_key, jnp.array(True))
+    return State(params, optimizer.init(params), rng_key)
 
 
 def update(problem: Problem, optimizer: optax.GradientTransformation, state: State) -> tuple[State, Array, Metrics]:
-    """One step. A loss or an update that is not finite leaves everything but `ok` as it was."""
+    """One step: the new state, and the loss and metrics at the old one."""
     rng_key, step_key = random.split(state.rng_key)
     (loss, metrics), grads = jax.value_and_grad(problem.loss, has_aux=True)(state.params, step_key, problem.data)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    total = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(updates))
-    ok = jnp.isfinite(loss) & jnp.isfinite(total)
-    new = State(params, opt_state, rng_key, ok)
-    return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, state._replace(ok=ok)), loss, metrics
-
-
-def _update_if_ok(problem: Problem, optimizer: Any, state: State) -> tuple[State, Array, Metrics]:
-    """A restart that went bad stands still while the others go on."""
-    new, loss, metrics = update(problem, optimizer, state)
-    ok = state.ok
-    return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, state), jnp.where(ok, loss, jnp.nan), metrics
-
-
-def _step(problem: Problem, optimizer: Any, state: State) -> tuple[State, Array, Metrics]:
-    if state.ok.ndim == 0:
-        return update(problem, optimizer, state)
-    return jax.vmap(lambda s: _update_if_ok(problem, optimizer, s))(state)
+    return State(optax.apply_updates(state.params, updates), opt_state, rng_key), loss, metrics
 
 
 @eqx.filter_jit
 def _call(problem: Problem, optimizer: Any, state: State, num_steps: Array) -> tuple[State, Array, Metrics, Array]:
-    """Up to `num_steps` (traced, so that no length compiles anew) steps, stopped early when nothing is ok."""
-    _, loss, metrics = eqx.filter_eval_shape(_step, problem, optimizer, state)
-    empty = jax.tree.map(lambda x: jnp.full((BUFFER, *x.shape), jnp.nan, x.dtype), (loss, metrics))
+    """Up to `num_steps` steps, ended early once no loss is finite.
+
+    The number of steps is traced, so that no length compiles anew. Nothing is kept for the case that a step goes bad:
+    the caller has the state before the call, and steps are deterministic.
+    """
+
+    def step(state: State) -> tuple[State, Array, Metrics]:
+        return update(problem, optimizer, state)
+
+    if state.rng_key.ndim:
+        step = jax.vmap(step)
+    _, loss, metrics = eqx.filter_eval_shape(step, state)
+    logs = jax.tree.map(lambda x: jnp.full((BUFFER, *x.shape), jnp.nan, x.dtype), (loss, metrics))
 
     def body(carry: tuple) -> tuple:
-        i, state, logs = carry
-        state, *log = _step(problem, optimizer, state)
-        logs = jax.tree.map(lambda buffer, x: buffer.at[i].set(x), logs, tuple(log))
-        return i + 1, state, logs
+        i, state, _, logs = carry
+        state, loss, metrics = step(state)
+        logs = jax.tree.map(lambda buffer, x: buffer.at[i].set(x), logs, (loss, metrics))
+        return i + 1, state, jnp.any(jnp.isfinite(loss)), logs
 
     def going_on(carry: tuple) -> Array:
-        i, state, _ = carry
-        return (i < num_steps) & jnp.any(state.ok)
+        i, _, ok, _ = carry
+        return (i < num_steps) & ok
 
-    i, state, (losses, logged) = jax.lax.while_loop(going_on, body, (jnp.zeros((), jnp.int32), state, empty))
+    i, state, _, (losses, logged) = jax.lax.while_loop(
+        going_on, body, (jnp.zeros((), jnp.int32), state, jnp.array(True), logs)
+    )
     return state, losses, logged, i
+
+
+def _is_finite(tree: Any) -> bool:
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return all(bool(jnp.all(jnp.isfinite(x))) for x in leaves)
+
+
+def _before_the_bad_step(problem: Problem, optimizer: Any, state: State, taken: int) -> tuple[State, int]:
+    """The last state with finite parameters on the way from `state`, whose last of `taken` losses was not finite."""
+    for steps in (taken - 1, taken - 2):
+        if steps < 0:
+            break
+        again = _call(problem, optimizer, state, jnp.asarray(steps, jnp.int32))[0]
+        if _is_finite(again.params):
+            return again, steps
+    return state, 0
 
 
 def run(
@@ -149,7 +160,7 @@ def run(
     """
     losses: list[np.ndarray] = []
     logs: list[Metrics] = []
-    done, interrupted = 0, False
+    done, interrupted, went_bad = 0, False, False
     began = time.perf_counter()
     compile_seconds, chunk = 0.0, 1
     with tqdm(total=num_steps, desc=description, disable=not progress_bar, leave=True, unit="step") as bar:
@@ -157,8 +168,9 @@ def run(
             while done < num_steps:
                 size = min(chunk, num_steps - done, BUFFER)
                 call_began = time.perf_counter()
-                state, loss, logged, taken = _call(problem, optimizer, state, jnp.asarray(size, jnp.int32))
-                taken = int(taken)
+                before = state
+                state, loss, logged, count = _call(problem, optimizer, state, jnp.asarray(size, jnp.int32))
+                taken = int(count)
                 spent = time.perf_counter() - call_began
                 if done == 0:
                     compile_seconds = spent
@@ -174,7 +186,9 @@ def run(
                 bar.set_postfix_str(f"loss {recent:.4g}", refresh=False)
                 if on_progress is not None:
                     on_progress(done, recent)
-                if not bool(jnp.any(state.ok)):
+                if not np.isfinite(losses[-1][-1]).any():
+                    state, _ = _before_the_bad_step(problem, optimizer, before, taken)
+                    went_bad = True
                     break
         except KeyboardInterrupt:
             interrupted = True
@@ -187,6 +201,7 @@ def run(
         metrics={k: np.moveaxis(v, 0, -1) for k, v in metrics.items()},
         steps=done,
         interrupted=interrupted,
+        went_bad=went_bad,
         compile_seconds=compile_seconds,
         step_seconds=total - compile_seconds,
     )

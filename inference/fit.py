@@ -143,7 +143,7 @@ def _run(problem: Problem, transformation: Any, key_init: Array, key_run: Array,
     status, message = "finished", ""
     if outcome.interrupted:
         status, message = "interrupted", f"interrupted after {outcome.steps} of {num_steps} steps"
-    elif not bool(jnp.all(final.ok)):
+    elif outcome.went_bad or not np.isfinite(losses[-1:]).all():
         status, message = "non-finite", _explain(problem, final, losses)
         warnings.warn(message, RuntimeWarning, stacklevel=3)
     rate = (outcome.steps - 1) / outcome.step_seconds if outcome.steps > 1 and outcome.step_seconds > 0 else 0.0

@@ -16,6 +16,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
+from . import _sklearn
 from .registry import Model
 
 __all__ = ["MODEL", "data", "model", "reference"]
@@ -31,9 +32,7 @@ def model(x, y=None) -> None:
 
 def data() -> dict[str, Any]:
     """Standardised measurements `x` (569, 30), float64, and `y` (569,), int32."""
-    from sklearn.datasets import load_breast_cancer
-
-    raw = load_breast_cancer()
+    raw = _sklearn.load("breast_cancer")
     x = np.asarray(raw.data, np.float64)
     return {"x": (x - x.mean(0)) / x.std(0), "y": np.asarray(raw.target, np.int32)}
 

@@ -19,6 +19,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
+from . import _sklearn
 from .registry import Model
 
 __all__ = ["MODEL", "data", "guide", "held_out", "model"]
@@ -58,9 +59,7 @@ def guide(x, batch_size=None) -> None:
 
 def _images() -> np.ndarray:
     """All images in a fixed random order, (1797, 64), int32: neighbours in the file come from the same writer."""
-    from sklearn.datasets import load_digits
-
-    pixels = (load_digits().data >= 8).astype(np.int32)
+    pixels = (_sklearn.load("digits").data >= 8).astype(np.int32)
     return pixels[np.random.RandomState(0).permutation(len(pixels))]
 
 

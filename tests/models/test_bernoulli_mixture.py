@@ -93,7 +93,8 @@ def test_data_are_what_the_truth_generates():
     train = bm.data()["x"]
     p = probability_of_one()
     for sample in (x, train):
-        assert sample.shape == (1000,) and set(np.unique(sample)) == {0, 1}
+        assert sample.shape == (1000,)
+        assert set(np.unique(sample)) == {0, 1}
         assert abs(sample.mean() - p) < 4.0 * np.sqrt(p * (1.0 - p) / 1000)
     assert stats.kstest(z, mixture_cdf).pvalue > 1e-3
     residual = x - sigmoid(z)

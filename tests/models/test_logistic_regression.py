@@ -17,7 +17,8 @@ def log_joint(intercept, b):
 
 
 def test_data_are_standardised():
-    assert DATA["x"].shape == (569, 30) and DATA["y"].sum() == 357  # benign tumours, from the data's own description
+    assert DATA["x"].shape == (569, 30)
+    assert DATA["y"].sum() == 357
     np.testing.assert_allclose(DATA["x"].mean(0), 0.0, atol=1e-12)
     np.testing.assert_allclose(DATA["x"].std(0), 1.0, rtol=1e-12)
 
@@ -33,7 +34,8 @@ def test_log_joint_against_scipy():
 def test_reference_draws_satisfy_steins_identity():
     """E[grad log p] = 0 and E[b_j (grad log p)_j] = -1 under the posterior, within 4 standard errors."""
     reference = logistic_regression.reference()
-    assert reference["intercept"].shape == (4000,) and reference["b"].shape == (4000, 30)
+    assert reference["intercept"].shape == (4000,)
+    assert reference["b"].shape == (4000, 30)
     draws = np.column_stack([reference["intercept"], reference["b"]])
     gradient = jax.vmap(jax.grad(lambda v: log_joint(v[0], v[1:])))(jnp.asarray(draws))
     for values, expected in ((np.asarray(gradient), 0.0), (draws * np.asarray(gradient), -1.0)):

@@ -84,7 +84,8 @@ def test_draws_follow_log_prob():
     """Chi^2 test of 40,000 trains of three bins against their enumerated probabilities."""
     train = poglm.SpikeTrain(np.array([[0.3], [-0.5], [0.1]]), np.array([[0.08]]))
     draws = np.asarray(train.sample(jax.random.key(0), (40_000,)))
-    assert draws.shape == (40_000, 3, 1) and np.issubdtype(draws.dtype, np.integer)
+    assert draws.shape == (40_000, 3, 1)
+    assert np.issubdtype(draws.dtype, np.integer)
     trains = all_trains(num_bins=3, max_count=9)
     expected = 40_000 * np.exp(np.asarray(train.log_prob(trains), float))
     observed = np.bincount(np.minimum(draws[..., 0], 9) @ [100, 10, 1], minlength=1000)
@@ -154,7 +155,8 @@ def test_importance_sampling_finds_the_enumerated_evidence():
 
 def test_simulated_data():
     visible, hidden = poglm.test_set()
-    assert visible.shape == (20, 100, 3) and hidden.shape == (20, 100, 2)
+    assert visible.shape == (20, 100, 3)
+    assert hidden.shape == (20, 100, 2)
     assert poglm.data()["x"].shape == (40, 100, 3)
     truth = poglm.truth()
     spikes = poglm.simulate(truth, 200, seed=5)
