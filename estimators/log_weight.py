@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array, random
 from jax.lax import stop_gradient
-from jax.scipy.special import logsumexp
 from numpyro.infer import elbo as numpyro_elbo
 
 from . import particles
@@ -131,10 +130,11 @@ class LogWeight(Estimator, numpyro_elbo.ELBO):
             params: values of the `param` sites, constrained.
             structure: what `particles.inspect` found; None inspects (costs tracing time, no run time).
         """
-        plate_key, rng_key = random.split(rng_key)
-        model, guide = particles.fix_plates(model, plate_key), particles.fix_plates(guide, plate_key)
         if structure is None:
             structure = particles.inspect(model, guide, params, args, kwargs)
+        if structure.subsampled:
+            plate_key, rng_key = random.split(rng_key)
+            model, guide = particles.fix_plates(model, plate_key), particles.fix_plates(guide, plate_key)
         this = self.resolve(structure)
         theta, phi = this.theta, this._phi
         gradient = this.resolve_gradient(structure)
@@ -146,42 +146,42 @@ class LogWeight(Estimator, numpyro_elbo.ELBO):
         # Only a θ-site that both use can make these differ: there the guide sees a constant.
         still = jax.tree.map(stop_gradient, params)
         live = {n: still[n] if n in structure.theta else v for n, v in params.items()}
-        keys = random.split(rng_key, self.num_particles)
 
         def evaluate(**how: Any) -> particles.LogJoint:
-            return this.vectorize_particles_fn(
-                lambda key: particles.log_joint(key, structure, model, guide, args, kwargs, **how), keys
-            )
+            def one(key: Array) -> particles.LogJoint:
+                return particles.log_joint(key, structure, model, guide, args, kwargs, **how)
+
+            if self.num_particles == 1:
+                return jax.tree.map(lambda x: x[None], one(rng_key))
+            return self.vectorize_particles_fn(one, random.split(rng_key, self.num_particles))
 
         power = float(this.likelihood_power)
         log_q = {"reparam": None, "score": live, "path": still, "dreg": still}[gradient]
+        if theta == phi and gradient in ("reparam", "path"):
+            # Both follow the derivative of one function of one set of log-weights: no surrogate needed.
+            log_w = evaluate(draw=live, log_q=log_q, log_p=params).log_weight(power)
+            return -structure.plate_scale * jnp.sum(theta(log_w)), self._metrics(stop_gradient(log_w))
         if gradient == "score":
             joint = evaluate(draw=still, log_q=log_q, log_p=params)
             log_w = stop_gradient(joint.log_weight(power))
             surrogate = theta.total(log_w) * joint.model(power) + phi.score(log_w) * joint.guide
         else:
-            coefficients = {"reparam": phi.total, "path": phi.path, "dreg": phi.double}[gradient]
-            shared = theta == phi and gradient in ("reparam", "path")
-            if shared or not structure.theta:
-                joint = evaluate(draw=live, log_q=log_q, log_p=params)
-                live_log_w = joint.log_weight(power)
-                log_w = stop_gradient(live_log_w)
-                surrogate = coefficients(log_w) * live_log_w
-            else:
-                joint = evaluate(draw=live, log_q=log_q, log_p=still)
-                log_w = stop_gradient(joint.log_weight(power))
-                surrogate = coefficients(log_w) * joint.log_weight(power)
+            joint = evaluate(draw=live, log_q=log_q, log_p=still)
+            log_w = stop_gradient(joint.log_weight(power))
+            coefficient = {"reparam": phi.total, "path": phi.path, "dreg": phi.double}[gradient]
+            surrogate = coefficient(log_w) * joint.log_weight(power)
+            if structure.theta:
                 surrogate += theta.total(log_w) * evaluate(draw=still, log_p=params).model(power)
         value = structure.plate_scale * jnp.sum(theta(log_w))
         surrogate = structure.plate_scale * jnp.sum(surrogate)
-        loss = -(stop_gradient(value - surrogate) + surrogate)
-        return loss, this._metrics(log_w, structure)
+        return -(stop_gradient(value - surrogate) + surrogate), self._metrics(log_w)
 
-    def _metrics(self, log_w: Array, structure: particles.Structure) -> Metrics:
-        if self.num_particles == 1:
+    def _metrics(self, log_w: Array) -> Metrics:
+        """Effective sample size over K, where weights matter to the objective."""
+        if self.theta.linear:
             return {}
-        ess = jnp.exp(2 * logsumexp(log_w, 0) - logsumexp(2 * log_w, 0)) / self.num_particles
-        return {"ess": jnp.mean(ess)}
+        weights = jax.nn.softmax(log_w, 0)
+        return {"ess": jnp.mean(1 / jnp.sum(weights**2, 0)) / self.num_particles}
 
     def loss(  # type: ignore[override]
         self, rng_key: Array, param_map: dict, model: Callable, guide: Callable, *args: Any, **kwargs: Any

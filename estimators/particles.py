@@ -41,6 +41,8 @@ class Structure(NamedTuple):
     """Size over subsample size of those plates, multiplied."""
     inner_subsampled: tuple[str, ...]
     """Subsampled plates that do not enclose every site."""
+    subsampled: bool
+    """Whether any plate is."""
     num_data: int
     """Number of observed scalars, subsampled plates counted at full size."""
 
@@ -129,6 +131,7 @@ def _structure(model_trace: dict, guide_trace: dict) -> Structure:
         plate_dims=frozenset(f.dim for f in common),
         plate_scale=scale,
         inner_subsampled=tuple(sorted(inner)),
+        subsampled=any(subsample not in (None, size) for size, subsample in plates.values()),
         num_data=round(num_data),
     )
 

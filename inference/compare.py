@@ -20,7 +20,7 @@ from ..estimators.base import Estimator
 from . import predictive
 from .data import check_model, prepare
 from .evidence import estimate
-from .fit import fit
+from .fit import DEFAULT_STEPS, fit
 from .result import FitResult
 from .start import find_start
 
@@ -169,42 +169,44 @@ def compare(
     prepared = prepare(model, data)
     theta = check_model(model, prepared)
     draws, reference_name = resolve_reference(reference, model, prepared, theta, seed, progress_bar)
-    if (guide is None or isinstance(guide, type)) and any(e.needs_guide for e in estimators.values()):
-        try:
-            start = find_start(model, prepared, theta=theta, method=start, seed=seed)
-        except (ValueError, NotImplementedError):  # those that need it will say so, the others can go on
-            _log.debug("no start", exc_info=True)
     rows: dict[str, dict[str, Any]] = {}
     results: dict[str, FitResult] = {}
     errors: dict[str, str] = {}
     interrupted = False
-    bar = tqdm(estimators.items(), disable=not progress_bar, desc="estimators", unit="fit")
-    for name, estimator in bar:
-        bar.set_postfix_str(name)
-        try:
-            result = fit(
-                model, estimator, data, guide=guide, start=start, seed=seed, progress_bar=progress_bar, **options
-            )
-        except KeyboardInterrupt:
-            interrupted = True
-            break
-        except Exception as error:  # whatever it is, the other estimators' work must not be lost
-            errors[name] = _reason(error)
-            _log.debug("%s could not run", name, exc_info=True)
-            continue
-        results[name] = result
-        rows[name] = _cost(result)  # first what is known already: Ctrl-C may come while the rest is measured
-        try:
-            rows[name] |= _measure(result, draws, num_samples, seed)
-        except KeyboardInterrupt:
-            interrupted = True
-        except Exception as error:
-            errors[name] = _reason(error)
-            _log.debug("%s could not be measured", name, exc_info=True)
-        if interrupted or result.status == "interrupted":
-            interrupted = True
-            break
-    bar.close()
+    with _Bar(len(estimators), options.get("num_steps", DEFAULT_STEPS), progress_bar) as bar:
+        if (guide is None or isinstance(guide, type)) and any(e.needs_guide for e in estimators.values()):
+            bar.say("finding the start")
+            try:
+                start = find_start(model, prepared, theta=theta, method=start, seed=seed)
+            except (ValueError, NotImplementedError):  # those that need it will say so, the others can go on
+                _log.debug("no start", exc_info=True)
+        for name, estimator in estimators.items():
+            bar.begin(name)
+            try:
+                result = fit(
+                    model, estimator, data, guide=guide, start=start, seed=seed, progress_bar=False,
+                    **{"on_progress": bar.progress, **options},
+                )  # fmt: skip
+            except KeyboardInterrupt:
+                interrupted = True
+                break
+            except Exception as error:  # whatever it is, the other estimators' work must not be lost
+                errors[name] = _reason(error)
+                _log.debug("%s could not run", name, exc_info=True)
+                continue
+            bar.say(f"{name} ({bar.begun} of {bar.num_fits}), measuring")
+            results[name] = result
+            rows[name] = _cost(result)  # what is known already: Ctrl-C may come while the rest is measured
+            try:
+                rows[name] |= _measure(result, draws, num_samples, seed)
+            except KeyboardInterrupt:
+                interrupted = True
+            except Exception as error:
+                errors[name] = _reason(error)
+                _log.debug("%s could not be measured", name, exc_info=True)
+            if interrupted or result.status == "interrupted":
+                interrupted = True
+                break
     if not rows and errors:
         reasons = set(errors.values())
         why = reasons.pop() if len(reasons) == 1 else "; ".join(f"{n}: {e}" for n, e in errors.items())
@@ -213,6 +215,38 @@ def compare(
     frame.index.name = "estimator"
     frame.attrs["columns"] = {k: v for k, v in COLUMNS.items() if k in frame}
     return Comparison(frame, results, errors, draws, reference_name, num_samples, seed, interrupted)
+
+
+class _Bar:
+    """One progress bar over the steps of all fits."""
+
+    def __init__(self, num_fits: int, num_steps: Any, show: bool) -> None:
+        self.num_fits, self.begun = num_fits, 0
+        self.num_steps = num_steps if isinstance(num_steps, int) else 1  # `fit` says what is wrong with it
+        layout = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}{postfix}]"
+        self.bar = tqdm(total=num_fits * self.num_steps, disable=not show, bar_format=layout)
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.bar.close()
+
+    def say(self, text: str) -> None:
+        self.bar.set_description_str(text)
+
+    def begin(self, name: str) -> None:
+        """The next fit; the one before may have ended early."""
+        self._move(self.begun * self.num_steps)
+        self.begun += 1
+        self.say(f"{name} ({self.begun} of {self.num_fits})")
+
+    def progress(self, done: int, loss: float) -> None:
+        self.bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
+        self._move((self.begun - 1) * self.num_steps + done)
+
+    def _move(self, n: int) -> None:
+        self.bar.update(n - self.bar.n)
 
 
 def _reason(error: Exception) -> str:
@@ -430,9 +464,9 @@ def _readable(frame: pd.DataFrame) -> pd.DataFrame:
     put("k̂", lambda k, v: f"{k:.2f} {v}", "khat", "verdict")
     put("ESS", lambda v: f"{v:.0f}", "ess")
     put("mean err", _short, "mean_error")
-    put("sd err", lambda v: f"{_short(100 * v)}%", "sd_error")
+    put("sd err", _percent, "sd_error")
     put("PSIS mean err", _short, "psis_mean_error")
-    put("PSIS sd err", lambda v: f"{_short(100 * v)}%", "psis_sd_error")
+    put("PSIS sd err", _percent, "psis_sd_error")
     put("steps/s", lambda v: f"{v:.0f}", "steps_per_second")
     put("seconds", lambda v: f"{v:.1f}", "seconds")
     if "status" in frame and (frame["status"] != "finished").any():
@@ -443,3 +477,7 @@ def _readable(frame: pd.DataFrame) -> pd.DataFrame:
 def _short(value: float) -> str:
     """Two decimals for what is near one, no decimals nor endless digits for what is far off."""
     return f"{value:.2f}" if abs(value) < 9.995 else f"{value:.0f}" if abs(value) < 1e5 else f"{value:.0e}"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.0f}%" if abs(value) < 1e3 else f"{100 * value:.0e}%"

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, which the colour-blind can tell apart; its yellow is too faint for lines on white."""
-DASHES = ("-", "--", "-.", ":")
 GRID = {"color": "0.88", "linewidth": 0.6}
 MAX_SCALARS = 24
 """Most scalars in the picture of posteriors."""
@@ -143,17 +142,18 @@ def _loss_level(axes: Axes, level: float) -> None:
 
 
 def running_mean(curve: np.ndarray, window: int | None = None) -> np.ndarray:
-    """Mean of the last `window` values, a twentieth of the length by default; losses that are not finite are left out.
+    """Mean over `window` values around each, a twentieth of the length by default; fewer near the ends.
 
-    Near the beginning there are fewer values to average.
+    Values that are not finite are left out.
     """
     curve = np.asarray(curve, np.float64)
     window = max(1, len(curve) // 20) if window is None else window
     finite = np.isfinite(curve)
     total = np.concatenate([[0.0], np.cumsum(np.where(finite, curve, 0.0))])
     count = np.concatenate([[0], np.cumsum(finite)])
-    upper = np.arange(1, len(curve) + 1)
-    lower = np.maximum(upper - window, 0)
+    middle = np.arange(len(curve))
+    lower = np.maximum(middle - (window - 1) // 2, 0)
+    upper = np.minimum(middle + window // 2 + 1, len(curve))
     seen = count[upper] - count[lower]
     return np.where(seen > 0, (total[upper] - total[lower]) / np.maximum(seen, 1), np.nan)
 
@@ -221,9 +221,9 @@ def _weights(axes: Axes, log_weights: dict[str, np.ndarray]) -> None:
         relative = _relative(_worst(np.asarray(log_w, np.float64), evidence))
         exceedance = np.arange(len(relative), 0, -1) / len(relative)
         shown = relative > 1e-3
-        # Beyond a million times the mean a weight is only "enormous"; the rest should stay readable.
         label = f"{name}: k̂ {evidence.khat:.2f}, {evidence.verdict}"
-        style = {"color": COLORS[i % len(COLORS)], "linestyle": DASHES[i // len(COLORS) % len(DASHES)]}
+        covers = any(np.array_equal(log_w, earlier) for earlier in list(log_weights.values())[:i])
+        style = {"color": COLORS[i % len(COLORS)], "linestyle": "--" if covers or i >= len(COLORS) else "-"}
         axes.plot(relative[shown], exceedance[shown], linewidth=1.8, label=label, drawstyle="steps-pre", **style)
         if shown.any():
             axes.plot(relative[-1], exceedance[-1], marker="o", markersize=4, color=style["color"])
@@ -292,6 +292,7 @@ def posterior(
     rows = math.ceil(len(chosen) / columns)
     height = 0.17 * len(draws) + 0.75
     figure = Figure(figsize=(2.7 * columns + 1.3, height * rows + 1.1), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1)  # type: ignore[union-attr]
     grid = figure.subplots(rows, columns, squeeze=False)
     levels = [0.05, 0.25, 0.5, 0.75, 0.95]
     for i, (panel, (site, index)) in enumerate(zip(grid.ravel(), chosen, strict=False)):
@@ -325,7 +326,7 @@ def posterior(
         panel.set_axis_off()
     title = "Posterior of each scalar: median, central 50 % and 90 % of the guide's draws"
     if reference is not None:
-        title += f"\ngrey: {reference_name or 'the reference'}"
+        title += f"\nblack and grey: the same of {reference_name or 'the reference'}"
     if left_out:
         title += f"\nnot shown: {left_out}"
     figure.suptitle(title, fontsize=10)
