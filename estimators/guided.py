@@ -34,7 +34,9 @@ class GuidedProblem(Problem):
     data: dict[str, Any]
 
     @classmethod
-    def create(cls, estimator: LogWeight, rng_key: Array, model: Callable, guide: Callable, data: Data) -> GuidedProblem:
+    def create(
+        cls, estimator: LogWeight, rng_key: Array, model: Callable, guide: Callable, data: Data
+    ) -> GuidedProblem:
         """Inspect model and guide, check that the estimator suits them, and draw initial values."""
         structure = particles.inspect(model, guide, {}, (), dict(data))
         estimator.resolve_gradient(structure)
@@ -62,9 +64,7 @@ class GuidedProblem(Problem):
         return transform_fn(self.transforms, params)
 
     def loss(self, params: Params, rng_key: Array, data: Data) -> tuple[Array, Metrics]:
-        return self.estimator.loss_and_metrics(
-            rng_key, self.constrain(params), self.model, self.guide, (), dict(data)
-        )
+        return self.estimator.loss_and_metrics(rng_key, self.constrain(params), self.model, self.guide, (), dict(data))
 
     def posterior(self, params: Params) -> GuidePosterior:
         return GuidePosterior(self.model, self.guide, self.constrain(params), self.data)

@@ -1,4 +1,4 @@
-"""The default guide: a Gaussian in coordinates whitened at the posterior mode, and per-datum Gaussians for local latents.
+"""The default guide: a Gaussian in coordinates whitened at the posterior mode, Gaussians per datum for local latents.
 
 Optimisers step in the guide's own units. In a model of raw data these differ by orders of magnitude between
 parameters, and that is where stochastic VI loses people. Here the global latents are z = loc + scale u with `loc` the

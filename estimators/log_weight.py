@@ -155,23 +155,23 @@ class LogWeight(Estimator, numpyro_elbo.ELBO):
                 return jax.tree.map(lambda x: x[None], one(rng_key))
             return self.vectorize_particles_fn(one, random.split(rng_key, self.num_particles))
 
-        power = float(this.likelihood_power)
+        power = 1.0 if this.likelihood_power is None else float(this.likelihood_power)
         log_q = {"reparam": None, "score": live, "path": still, "dreg": still}[gradient]
         if theta == phi and gradient in ("reparam", "path"):
             # Both follow the derivative of one function of one set of log-weights: no surrogate needed.
             log_w = evaluate(draw=live, log_q=log_q, log_p=params).log_weight(power)
             return -structure.plate_scale * jnp.sum(theta(log_w)), self._metrics(stop_gradient(log_w))
         if gradient == "score":
-            joint = evaluate(draw=still, log_q=log_q, log_p=params)
+            joint = evaluate(draw=still, log_q=log_q, log_p=params, points="log_q")
             log_w = stop_gradient(joint.log_weight(power))
-            surrogate = theta.total(log_w) * joint.model(power) + phi.score(log_w) * joint.guide
+            surrogate = _times(theta.total(log_w), joint.model(power)) + phi.score(log_w) * joint.guide
         else:
             joint = evaluate(draw=live, log_q=log_q, log_p=still)
             log_w = stop_gradient(joint.log_weight(power))
             coefficient = {"reparam": phi.total, "path": phi.path, "dreg": phi.double}[gradient]
-            surrogate = coefficient(log_w) * joint.log_weight(power)
+            surrogate = _times(coefficient(log_w), joint.log_weight(power))
             if structure.theta:
-                surrogate += theta.total(log_w) * evaluate(draw=still, log_p=params).model(power)
+                surrogate += _times(theta.total(log_w), evaluate(draw=still, log_p=params).model(power))
         value = structure.plate_scale * jnp.sum(theta(log_w))
         surrogate = structure.plate_scale * jnp.sum(surrogate)
         return -(stop_gradient(value - surrogate) + surrogate), self._metrics(log_w)
@@ -202,3 +202,8 @@ class LogWeight(Estimator, numpyro_elbo.ELBO):
     def with_gradient(self, gradient: str | None) -> LogWeight:
         """The same estimator with another gradient estimator."""
         return replace(self, gradient=gradient)
+
+
+def _times(coefficient: Array, log_density: Array) -> Array:
+    """The product, zero where the coefficient is: a particle of weight zero has log-density −inf."""
+    return jnp.where(coefficient == 0, 0.0, coefficient * log_density)

@@ -8,19 +8,21 @@ plate element. Two kinds follow from two lines of algebra:
   v = ∂F/∂log w for the total derivative, c = v − diag ∂²F/∂log w² for the doubly reparameterised one
   (Doubly Reparameterized Gradient Estimators, eq. 7), and (F − F without particle k) − v for the score function one
   (Variational Inference for Monte Carlo Objectives, eq. 9–10).
-* `Divergence`: a divergence from p to q is descended. Its gradient is an expectation under p, −Σ_k s_k ∂ log q(z_k)
-  with self-normalised s.
+* `ForwardKL`, `ForwardChi2`: divergences from p to q, descended. Their gradient is an expectation under p,
+  −Σ_k s_k ∂ log q(z_k) with self-normalised s.
 """
 
 from __future__ import annotations
 
 import abc
+import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.scipy.special import logsumexp
+from jax.scipy.special import logsumexp, xlogy
 
 GRADIENTS = ("reparam", "score", "path", "dreg")
 
@@ -75,7 +77,9 @@ class Bound(Objective):
         return self.total(log_w) - columns(basis)
 
     def score(self, log_w: Array) -> Array:
-        return self(log_w) - self.leave_one_out(log_w) - self.total(log_w)
+        # Any function of the other particles is a valid baseline: none where all of their weights are zero.
+        baseline = self.leave_one_out(log_w)
+        return self(log_w) - jnp.where(baseline > -jnp.inf, baseline, 0.0) - self.total(log_w)
 
     def leave_one_out(self, log_w: Array) -> Array:
         """F with log w_k replaced by the mean of the others (geometric mean of the weights), for every k.
@@ -85,9 +89,17 @@ class Bound(Objective):
         num_particles = log_w.shape[0]
         if num_particles == 1:
             return jnp.zeros_like(log_w)
-        others = (jnp.sum(log_w, 0) - log_w) / (num_particles - 1)
+        others = _mean_of_others(log_w)
         indices = jnp.arange(num_particles)
         return jax.vmap(lambda k: self(log_w.at[k].set(others[k])))(indices)
+
+
+def _mean_of_others(log_w: Array) -> Array:
+    """mean_{j≠k} log w_j for every k, at least two particles; −inf (a weight of zero) counts for the others only."""
+    finite = log_w > -jnp.inf
+    total = jnp.sum(jnp.where(finite, log_w, 0.0), 0)
+    zeros = jnp.sum(~finite, 0) - ~finite
+    return jnp.where(zeros > 0, -jnp.inf, total - jnp.where(finite, log_w, 0.0)) / (log_w.shape[0] - 1)
 
 
 @dataclass(frozen=True)
@@ -122,7 +134,7 @@ class PowerMean(Bound):
         num_particles = log_w.shape[0]
         if num_particles == 1:
             return jnp.zeros_like(log_w)
-        others = (jnp.sum(log_w, 0) - log_w) / (num_particles - 1)
+        others = _mean_of_others(log_w)
         if self.order == 0:
             return others
         # log(Σ_j w_j − w_k + replacement) in the log domain, without a K×K table. The subtraction cancels only at the
@@ -170,17 +182,21 @@ class Mixture(Bound):
 
     terms: tuple[tuple[float, Bound], ...]
 
+    @staticmethod
+    def _sum(terms: Iterable[Array]) -> Array:
+        return functools.reduce(jnp.add, terms)
+
     def __call__(self, log_w: Array) -> Array:
-        return sum(a * bound(log_w) for a, bound in self.terms)
+        return self._sum(a * bound(log_w) for a, bound in self.terms)
 
     def total(self, log_w: Array) -> Array:
-        return sum(a * bound.total(log_w) for a, bound in self.terms)
+        return self._sum(a * bound.total(log_w) for a, bound in self.terms)
 
     def double(self, log_w: Array) -> Array:
-        return sum(a * bound.double(log_w) for a, bound in self.terms)
+        return self._sum(a * bound.double(log_w) for a, bound in self.terms)
 
     def score(self, log_w: Array) -> Array:
-        return sum(a * bound.score(log_w) for a, bound in self.terms)
+        return self._sum(a * bound.score(log_w) for a, bound in self.terms)
 
 
 @dataclass(frozen=True)
@@ -193,7 +209,8 @@ class ForwardKL(Objective):
     gradients: tuple[str, ...] = ("score", "dreg")
 
     def __call__(self, log_w: Array) -> Array:
-        return -jnp.sum(jax.nn.softmax(log_w, 0) * (jax.nn.log_softmax(log_w, 0) + jnp.log(log_w.shape[0])), 0)
+        w = jax.nn.softmax(log_w, 0)
+        return -jnp.sum(xlogy(w, log_w.shape[0] * w), 0)
 
     def total(self, log_w: Array) -> Array:
         raise ValueError("forward KL has no plain reparameterised gradient; take 'dreg' or 'score'")

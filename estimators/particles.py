@@ -1,4 +1,4 @@
-"""Particles: draws from a guide with their log-weights, differentiable along the path that a gradient estimator asks for.
+"""Particles: draws from a guide with their log-weights, differentiable along the path that an estimator asks for.
 
 The value of a log-weight never depends on the gradient estimator, its derivative does. One draw of the guide and one
 or two evaluations of the densities, with the right stop-gradients between them, give every estimator of the family.
@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, random
-from jax.lax import stop_gradient
 from numpyro import distributions as dist
 from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.infer.util import compute_log_probs
@@ -127,7 +126,9 @@ def _structure(model_trace: dict, guide_trace: dict) -> Structure:
         constraints={n: s["kwargs"].get("constraint", dist.constraints.real) for n, s in params.items()},
         latents={n: s["fn"] for n, s in model_trace.items() if s["type"] == "sample" and not s["is_observed"]},
         observed=frozenset(observed),
-        not_reparameterised=tuple(n for n, s in proposals.items() if not s["fn"].has_rsample and not _is_delta(s["fn"])),
+        not_reparameterised=tuple(
+            n for n, s in proposals.items() if not s["fn"].has_rsample and not _is_delta(s["fn"])
+        ),
         plate_dims=frozenset(f.dim for f in common),
         plate_scale=scale,
         inner_subsampled=tuple(sorted(inner)),
@@ -171,6 +172,7 @@ def log_joint(
     draw: dict,
     log_q: dict | None = None,
     log_p: dict,
+    points: str = "draw",
 ) -> LogJoint:
     """Densities at one draw of the guide, each differentiable in the parameters that it is given.
 
@@ -179,6 +181,8 @@ def log_joint(
         draw: parameters with which the guide draws z; a stopped gradient holds z fixed.
         log_q: parameters with which log q(z) is evaluated; None takes those of the draw itself.
         log_p: parameters with which log p(x, z) is evaluated.
+        points: "draw" or "log_q", whose parameters place the Delta sites at which log p(x, z) is evaluated: a point
+            has no density, so its parameters can only learn along log p.
     """
     model_key, guide_key = random.split(rng_key)
     seeded_guide = seed(guide, guide_key)
@@ -186,7 +190,8 @@ def log_joint(
     if log_q is not None:
         # Delta sites are functions of the others (the unpacked latents of an autoguide): they follow, not lead.
         free = {n: s for n, s in drawn.items() if s["type"] in ("sample", "plate") and not _is_delta(s.get("fn"))}
-        q, _ = compute_log_probs(replay(seeded_guide, free), args, kwargs, log_q, sum_log_prob=False)
+        q, again = compute_log_probs(replay(seeded_guide, free), args, kwargs, log_q, sum_log_prob=False)
+        drawn = again if points == "log_q" else drawn
     p, _ = compute_log_probs(replay(seed(model, model_key), drawn), args, kwargs, log_p, sum_log_prob=False)
     likelihood = {n: v for n, v in p.items() if n in structure.observed}
     prior = {n: v for n, v in p.items() if n not in structure.observed}

@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import textwrap
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -92,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return OK
     except Exception as error:
         if debug:
-            raise
+            traceback.print_exc()
         _say(_one_line(error), "error")
         return BAD_INPUT if isinstance(error, (BadInput, ValueError, TypeError)) else FAILED
 
@@ -193,8 +194,7 @@ class _Parser(argparse.ArgumentParser):
         wrong = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
         if wrong:
             options = [o.strip().strip("'\"") for o in wrong[2].split(",")]
-            where = message.split(":")[0].removeprefix("argument ")
-            message = f"{where}: unknown {wrong[1]!r}; {nearest_word(wrong[1], options)}"
+            message = f"unknown command {wrong[1]!r}; {nearest_word(wrong[1], options)}"
         raise BadInput(f"{message} (see {self.prog} --help)")
 
 

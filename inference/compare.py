@@ -59,6 +59,8 @@ class Comparison:
     num_samples: int
     seed: int
     interrupted: bool = False
+    learnt: tuple[str, ...] = ()
+    """Parameters that the model itself has (`numpyro.param`)."""
 
     def __str__(self) -> str:
         return self.report()
@@ -74,6 +76,11 @@ class Comparison:
             lines.append(
                 f"log evidence, ELBO and IW bound in nats, from {self.num_samples} fresh draws, of which ESS are "
                 "effective; k̂ < 0.5 is good, 0.7 the limit"
+            )
+        if self.learnt:
+            few = ", ".join(self.learnt[:4]) + (", ..." if len(self.learnt) > 4 else "")
+            lines.append(
+                f"every estimator learnt the model's own parameters ({few}): a higher log evidence is a better model"
             )
         if self.reference is not None:
             lines.append(
@@ -194,6 +201,9 @@ def compare(
                 errors[name] = _reason(error)
                 _log.debug("%s could not run", name, exc_info=True)
                 continue
+            if not result.num_steps:  # interrupted before its first step
+                interrupted = True
+                break
             bar.say(f"{name} ({bar.begun} of {bar.num_fits}), measuring")
             results[name] = result
             rows[name] = _cost(result)  # what is known already: Ctrl-C may come while the rest is measured
@@ -214,7 +224,9 @@ def compare(
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=list(COLUMNS)).dropna(axis=1, how="all")
     frame.index.name = "estimator"
     frame.attrs["columns"] = {k: v for k, v in COLUMNS.items() if k in frame}
-    return Comparison(frame, results, errors, draws, reference_name, num_samples, seed, interrupted)
+    return Comparison(
+        frame, results, errors, draws, reference_name, num_samples, seed, interrupted, learnt=tuple(theta)
+    )
 
 
 class _Bar:
@@ -388,9 +400,7 @@ def _other_shape(name: str, reference: tuple, model: tuple) -> str:
     return f"reference site {name!r} has shape {reference}, the model's has {model}"
 
 
-def run_nuts(
-    model: Callable, data: dict[str, Any], seed: int, progress_bar: bool
-) -> tuple[dict[str, np.ndarray], str]:
+def run_nuts(model: Callable, data: dict[str, Any], seed: int, progress_bar: bool) -> tuple[dict[str, np.ndarray], str]:
     """Draws of NumPyro's NUTS, 4 vectorised chains of 1,000 after 1,000 of warm-up, and a name that says how good."""
     from numpyro.diagnostics import split_gelman_rubin
     from numpyro.infer import MCMC, NUTS
@@ -461,7 +471,7 @@ def _readable(frame: pd.DataFrame) -> pd.DataFrame:
     put("log evidence", lambda v, s: f"{v:.3f} ± {s:.3f}", "log_evidence", "stderr")
     put("ELBO", lambda v: f"{v:.3f}", "elbo")
     put("IW bound", lambda v: f"{v:.3f}", "iw_bound")
-    put("k̂", lambda k, v: f"{k:.2f} {v}", "khat", "verdict")
+    put("k̂", khat_text, "khat", "verdict")
     put("ESS", lambda v: f"{v:.0f}", "ess")
     put("mean err", _short, "mean_error")
     put("sd err", _percent, "sd_error")
@@ -472,6 +482,11 @@ def _readable(frame: pd.DataFrame) -> pd.DataFrame:
     if "status" in frame and (frame["status"] != "finished").any():
         out["status"] = frame["status"]
     return out
+
+
+def khat_text(khat: float, verdict: str) -> str:
+    """k̂ and its verdict; weights that are all equal have no tail to speak of, as the guide is the posterior."""
+    return "exact" if khat == -np.inf else f"{khat:.2f} {verdict}"
 
 
 def _short(value: float) -> str:

@@ -48,9 +48,7 @@ def _check_keys(model: Callable, data: Mapping[str, Any]) -> None:
         parameters = inspect.signature(model).parameters
     except (TypeError, ValueError):  # builtins and some wrappers have no signature
         return
-    named = {
-        n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    }
+    named = {n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     positional = [n for n, p in parameters.items() if p.kind is p.POSITIONAL_ONLY]
     if positional:
         raise ValueError(f"the model takes {positional[0]!r} by position only; estimax calls model(**data)")

@@ -34,7 +34,7 @@ class Diagnosis:
     def __str__(self) -> str:
         e = self.evidence
         lines = [
-            f"verdict: {self.verdict} (k̂ {e.khat:.2f}, threshold {e.threshold:.2f}; ESS {e.ess:.0f} of {e.num_samples})",
+            f"verdict: {self.verdict} (k̂ {e.khat:.2f}, limit {e.threshold:.2f}; ESS {e.ess:.0f} of {e.num_samples})",
             f"log evidence: {e.value:.3f} ± {e.stderr:.3f}; ELBO {e.elbo:.3f}; gap {e.value - e.elbo:.3f} nats",
         ]
         if e.local:
@@ -102,7 +102,9 @@ def _advice(result: FitResult, evidence: Evidence, start: Evidence | None, drift
             "needed; heavy tails and several modes are the usual causes"
         )
     if start is not None and np.isfinite(start.khat) and evidence.khat > max(start.khat + 0.2, 0.7):
-        advice.append("refining made the weights worse than those of the start: use result.at_start(), or a smaller step")
+        advice.append(
+            "refining made the weights worse than those of the start: use result.at_start(), or a smaller step"
+        )
     return advice
 
 

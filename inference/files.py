@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import traceback
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -98,7 +99,7 @@ def _import_file(path: Path) -> Any:
 
 def _near_file(path: Path) -> str:
     try:
-        names = [p.name for p in path.parent.iterdir() if p.suffix == path.suffix]
+        names = [p.name for p in path.parent.iterdir() if p.is_file()]
     except OSError:
         return f": there is no folder {str(path.parent)!r}"
     hint = nearest_word(path.name, names) if names else ""
@@ -165,12 +166,16 @@ def _from_json(key: str, value: Any) -> Any:
 
 def _read_table(path: Path) -> dict[str, Any]:
     try:
-        frame = pd.read_csv(path, sep="\t" if path.suffix.lower() == ".tsv" else ",", skipinitialspace=True,
-                            encoding="utf-8-sig")  # fmt: skip
-    except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            frame = pd.read_csv(path, sep="\t" if path.suffix.lower() == ".tsv" else ",", skipinitialspace=True,
+                                encoding="utf-8-sig", index_col=False)  # fmt: skip
+    except pd.errors.EmptyDataError as error:
+        raise BadInput("the file is empty") from error
+    except pd.errors.ParserWarning as error:
+        raise BadInput("its rows have more fields than the header") from error
+    except pd.errors.ParserError as error:
         raise BadInput(f"not a table: {' '.join(str(error).split())}") from error
-    if not isinstance(frame.index, pd.RangeIndex):  # pandas takes what is too much for row names
-        raise BadInput("its rows have more fields than the header")
     data = {}
     for column in frame.columns:
         values = frame[column].to_numpy()
@@ -188,10 +193,11 @@ def _read_table(path: Path) -> dict[str, Any]:
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise BadInput("not an NPZ file: numpy.savez(path, y=y) writes one")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            if not hasattr(archive, "files"):
-                raise BadInput("holds one bare array, not named ones: write it with numpy.savez(path, y=y)")
             data = {name: archive[name] for name in archive.files}
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise BadInput(f"not an NPZ file of plain arrays: {error}") from error

@@ -22,6 +22,7 @@ from . import engine
 from .data import check_model, nearest, prepare
 from .guides import resolve
 from .result import FitResult
+from .start import Start
 
 DEFAULT_STEPS = 1000
 WHITENED_LEARNING_RATE = 0.02
@@ -87,7 +88,8 @@ def fit(
     theta = check_model(model, prepared)
     key = random.key(seed) if rng_key is None else rng_key
     key_init, key_run = random.split(key)
-    found, initial = None, {}
+    found: Start | None = None
+    initial: dict[str, Any] = {}
     if estimator.needs_guide:
         guide, found, initial = resolve(guide, model, prepared, theta, start, seed)
     problem = estimator.problem(key_init, model, guide, prepared)

@@ -221,7 +221,8 @@ def _weights(axes: Axes, log_weights: dict[str, np.ndarray]) -> None:
         relative = _relative(_worst(np.asarray(log_w, np.float64), evidence))
         exceedance = np.arange(len(relative), 0, -1) / len(relative)
         shown = relative > 1e-3
-        label = f"{name}: k̂ {evidence.khat:.2f}, {evidence.verdict}"
+        exact = evidence.khat == -np.inf
+        label = f"{name}: " + ("exact" if exact else f"k̂ {evidence.khat:.2f}, {evidence.verdict}")
         covers = any(np.array_equal(log_w, earlier) for earlier in list(log_weights.values())[:i])
         style = {"color": COLORS[i % len(COLORS)], "linestyle": "--" if covers or i >= len(COLORS) else "-"}
         axes.plot(relative[shown], exceedance[shown], linewidth=1.8, label=label, drawstyle="steps-pre", **style)

@@ -86,13 +86,14 @@ class FitResult:
         key = random.key(seed)
         if resample is None:
             return _sample(self.posterior, key, num_samples)
-        size = max(10 * num_samples, 4000)
+        size = proposal_size(num_samples)
         draws = _sample(self.posterior, key, size)
         log_w = np.asarray(_log_weights(self.posterior, key, size))
-        return _resample(draws, log_w, num_samples, np.random.default_rng(seed), self.posterior.local_axes())
+        table = resampling_table(log_w, num_samples, seed)
+        return _take(draws, table, self.posterior.local_axes())
 
     def log_weights(self, num_samples: int = 1000, *, seed: int = 0) -> Array:
-        """log p(x, z) − log q(z) of the draws that `sample` gives for the same seed; ``(num_samples, *local plates)``."""
+        """log p(x, z) − log q(z) of the draws of `sample` with the same seed; ``(num_samples, *local plates)``."""
         _positive("num_samples", num_samples)
         return _log_weights(self.posterior, random.key(seed), num_samples)
 
@@ -104,9 +105,7 @@ class FitResult:
         """Numbers, and in words what to trust and what to try next."""
         return diagnose(self, num_samples, seed)
 
-    def gradient_snr(
-        self, num_draws: int = 200, *, num_particles: int | None = None, seed: int = 0
-    ) -> GradientSNR:
+    def gradient_snr(self, num_draws: int = 200, *, num_particles: int | None = None, seed: int = 0) -> GradientSNR:
         """Mean, standard deviation and signal-to-noise ratio |mean|/sd of the gradient at the fitted parameters.
 
         Split into the model's parameters (theta) and the guide's (phi), because a tighter bound may have a better
@@ -118,12 +117,13 @@ class FitResult:
         """
         return gradient_snr(self.problem, self.unconstrained, num_draws, num_particles, seed)
 
-    def to_arviz(self, num_samples: int = 1000, *, seed: int = 0, resample: str | None = None) -> Any:
+    def to_arviz(self, num_samples: int = 1000, *, seed: int = 0, resample: str | None = "psis") -> Any:
         """The installed ArviZ's container: `InferenceData` before 1.0, `DataTree` from 1.0 on.
 
         Groups: posterior, posterior_predictive, prior, prior_predictive, log_likelihood, sample_stats (``log_weight``),
         observed_data, constant_data. Groups that the model does not allow (an improper prior has no draws) are left
-        out. Dimensions are named after plates.
+        out. Dimensions are named after plates. ArviZ weighs draws equally, hence the resampling; ``log_weight`` holds
+        the weight that each draw had before. Draws are independent, so there is one chain.
         """
         from .to_arviz import to_arviz
 
@@ -135,15 +135,18 @@ class FitResult:
 
         save(self, path, num_samples, seed)
 
-    def summary(self, num_samples: int = 4000, *, prob: float = 0.95, seed: int = 0) -> pd.DataFrame:
+    def summary(
+        self, num_samples: int = 4000, *, prob: float = 0.95, seed: int = 0, resample: str | None = "psis"
+    ) -> pd.DataFrame:
         """Table with a row per scalar: estimate, std_err, z, p_value, lower, upper.
 
         For a posterior: mean, sd, mean/sd, twice the smaller posterior tail beyond zero, and the central interval of
-        probability `prob`, from draws of the guide.
+        probability `prob`. From resampled draws, because the guide of a mass-covering estimator (IWAE, VIS) is wide
+        on purpose; ``resample=None`` describes the guide itself.
         """
         from .summary import posterior_summary
 
-        return posterior_summary(self.sample(num_samples, seed=seed), prob)
+        return posterior_summary(self.sample(num_samples, seed=seed, resample=resample), prob)
 
     def resume(self, num_steps: int, *, progress_bar: bool = True, **options: Any) -> FitResult:
         """Go on from the fitted parameters; losses and metrics are appended. Options as in `fit`."""
@@ -163,10 +166,14 @@ def _positive(name: str, value: int) -> None:
         raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
-def _resample(
-    draws: dict[str, Array], log_w: np.ndarray, size: int, rng: np.random.Generator, local_axes: dict[str, tuple]
-) -> dict[str, Array]:
-    """Systematic resampling by smoothed weights, per element of the local plates."""
+def proposal_size(num_samples: int) -> int:
+    """How many draws of the guide stand behind so many resampled ones."""
+    return max(10 * num_samples, 4000)
+
+
+def resampling_table(log_w: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """Indices ``(size, *local plates)`` of draws, systematically resampled by Pareto-smoothed weights."""
+    rng = np.random.default_rng(seed)
 
     def indices(column: np.ndarray) -> np.ndarray:
         weights = np.exp(psis(column)[0])
@@ -174,23 +181,26 @@ def _resample(
         chosen = np.searchsorted(np.cumsum(weights / weights.sum()), positions)
         return rng.permutation(np.minimum(chosen, len(weights) - 1))
 
-    if log_w.ndim == 1:
-        chosen = indices(log_w)
-        return {name: value[chosen] for name, value in draws.items()}
-    plates = log_w.shape[1:]
-    table = np.stack([indices(column) for column in log_w.reshape(len(log_w), -1).T], 1).reshape(size, *plates)
+    columns = [indices(column) for column in log_w.reshape(len(log_w), -1).T]
+    return np.stack(columns, 1).reshape(size, *log_w.shape[1:])
+
+
+def _take(draws: dict[str, Array], table: np.ndarray, local_axes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
+    """Draws at the table's indices, per element of the local plates."""
+    plates = table.shape[1:]
+    if not plates:
+        return {name: value[table] for name, value in draws.items()}
     out = {}
+    front = tuple(range(1, 1 + len(plates)))
     for name, value in draws.items():
-        axes = local_axes.get(name)
-        if axes is None:  # a deterministic site: it has the plates' axes first, or is the same for every draw
-            axes = tuple(range(1, 1 + len(plates)))
-            if value.shape[1 : 1 + len(plates)] != plates:
-                out[name] = value[:size]
-                continue
-        moved = np.moveaxis(np.asarray(value), axes, range(1, 1 + len(plates)))
+        axes = local_axes.get(name, front)
+        if tuple(value.shape[a] for a in axes if a < value.ndim) != plates:
+            out[name] = value[: len(table)]  # a deterministic site that no local latent enters
+            continue
+        moved = np.moveaxis(np.asarray(value), axes, front)
         index = table.reshape(table.shape + (1,) * (moved.ndim - table.ndim))
-        taken = np.take_along_axis(moved, np.broadcast_to(index, (size, *moved.shape[1:])), 0)
-        out[name] = jax.numpy.asarray(np.moveaxis(taken, range(1, 1 + len(plates)), axes))
+        taken = np.take_along_axis(moved, np.broadcast_to(index, (len(table), *moved.shape[1:])), 0)
+        out[name] = jax.numpy.asarray(np.moveaxis(taken, front, axes))
     return out
 
 

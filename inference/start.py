@@ -165,10 +165,12 @@ def _laplace(target: _Target, starts: Array, noise: Array, exact: bool) -> _Poin
     """Candidates of every start: L-BFGS far from the mode, Newton and the Hessian near it."""
     import optimistix as optx
 
-    solver = optx.LBFGS(rtol=1e-8, atol=1e-8)
+    # BFGS compiles faster where a dense inverse Hessian is cheap; Newton finishes the work in either case.
+    small = exact and starts.shape[1] <= FULL_RANK_LIMIT
+    solver: Any = optx.BFGS(rtol=1e-8, atol=1e-8) if small else optx.LBFGS(rtol=1e-8, atol=1e-8)
 
     def one(z0: Array) -> _Point:
-        solution = optx.minimise(
+        solution: Any = optx.minimise(
             lambda z, _: target.potential(z), solver, z0, max_steps=1000 if exact else 3000, throw=False
         )
         z = jnp.where(jnp.all(jnp.isfinite(solution.value)), solution.value, z0)
@@ -309,19 +311,8 @@ def _find(model: Callable, data: dict, theta: dict, method: Any, seed: int, num_
         order = ("laplace", "pathfinder") if method == "laplace" else ("pathfinder", "laplace")
         for name in order:
             points, curvature = _search(name, target, starts, key_prior, noise, notes)
-            if points is not None:
-                elbo = np.asarray(points.elbo)
-                if np.any(np.isfinite(elbo)):
-                    best = int(np.argmax(elbo))
-                    value = np.asarray(points.log_joint)
-                    agree = int(np.sum(np.abs(value - value[best]) < 1e-3 * (1 + dimension)))
-                    others = int(np.sum(np.isfinite(elbo))) - agree
-                    if others > 0 and name == "laplace":
-                        notes.append(
-                            f"{others} of {num_starts} searches ended elsewhere: the posterior may have several modes"
-                        )
-                    chosen = jax.tree.map(lambda x: x[best], points)
-                    return _chosen(name, chosen, sites, num_starts, agree, curvature, notes)
+            if points is not None and np.isfinite(points.elbo).any():
+                return _best_of(name, points, sites, curvature, notes)
             notes.append(f"{name} found no point with a finite ELBO")
     try:
         point = _prior(target, random.split(key_prior, 1000), noise)
@@ -332,6 +323,18 @@ def _find(model: Callable, data: dict, theta: dict, method: Any, seed: int, num_
         point = _Point(z, one, target(z), _score(target, z, one, noise), nan, nan, one)
         notes.append("a prior without sampler (improper): started at a feasible point with unit scale")
     return _chosen("prior", point, sites, 1, 1, "prior spread", notes)
+
+
+def _best_of(name: str, points: _Point, sites: tuple, curvature: str, notes: list[str]) -> Start:
+    """The candidate of highest ELBO: a broad mode beats a high but narrow one."""
+    elbo, value = np.asarray(points.elbo), np.asarray(points.log_joint)
+    best = int(np.argmax(elbo))
+    agree = int(np.sum(np.abs(value - value[best]) < 1e-3 * (1 + points.loc.shape[1])))
+    others = int(np.sum(np.isfinite(elbo))) - agree
+    if others > 0 and name == "laplace":
+        notes.append(f"{others} of {len(elbo)} searches ended elsewhere: the posterior may have several modes")
+    chosen = jax.tree.map(lambda x: x[best], points)
+    return _chosen(name, chosen, sites, len(elbo), agree, curvature, notes)
 
 
 def _search(

@@ -106,9 +106,7 @@ def save(result: FitResult, path: str | Path, num_samples: int, seed: int) -> No
     xr.Dataset(variables, attrs=attrs).to_netcdf(path, mode="a", group=GROUP, engine="h5netcdf")
 
 
-def load(
-    path: str | Path, model: Callable, *, guide: Any = None, estimator: Estimator | None = None
-) -> FitResult:
+def load(path: str | Path, model: Callable, *, guide: Any = None, estimator: Estimator | None = None) -> FitResult:
     """Read a fit that `FitResult.save` wrote.
 
     Args:

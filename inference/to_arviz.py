@@ -11,6 +11,7 @@ from jax import random
 from ..estimators.guided import full_plates
 from . import predictive
 from .arviz_bridge import build
+from .result import proposal_size, resampling_table
 
 if TYPE_CHECKING:
     from .result import FitResult
@@ -76,11 +77,12 @@ def _latent(draws: dict[str, Any], model: Any, theta: dict, data: dict) -> dict[
 
 
 def _sample_stats(result: FitResult, num_samples: int, seed: int, resample: str | None) -> dict[str, np.ndarray]:
-    """Log-weights of the draws; after resampling the draws are equally weighted."""
-    stats = {"diverging": np.zeros((1, num_samples), bool)}
+    """The log-weight of every draw, before resampling where there was one."""
     if resample is None:
-        stats["log_weight"] = _chain(result.log_weights(num_samples, seed=seed))
-    return stats
+        return {"log_weight": _chain(result.log_weights(num_samples, seed=seed))}
+    log_w = np.asarray(result.log_weights(proposal_size(num_samples), seed=seed))
+    table = resampling_table(log_w, num_samples, seed)
+    return {"log_weight": _chain(np.take_along_axis(log_w, table, 0))}
 
 
 def _or_nothing(group: str, make: Any) -> dict[str, np.ndarray]:

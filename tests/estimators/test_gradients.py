@@ -1,8 +1,8 @@
 """Expected gradients against quadrature and closed forms, on z_i ~ N(theta, 1), x_i ~ N(z_i, 1), Gaussian guide.
 
 Every objective has three particles (a group, where there are two groups). Its truth is its expectation by a product
-Gauss-Hermite rule over the noise of the three, differentiated as an ordinary function of the parameters: no estimator of ours, no
-sampling. `sigma` below is the error of the sampled mean in standard errors.
+Gauss-Hermite rule over the noise of the three, differentiated as an ordinary function of the parameters: no estimator
+of ours, no sampling. `sigma` below is the error of the sampled mean in standard errors.
 """
 
 import itertools
@@ -376,6 +376,30 @@ def test_point_estimates_beside_discrete_latents_learn():
 
     params = {"mu_point": jnp.asarray(DISCRETE_PARAMS["mu"]), "logit": jnp.asarray(DISCRETE_PARAMS["logit"])}
     assert_agrees(sampled(es.ELBO(2), params, model=model, guide=guide), jax.grad(truth)(params))
+
+
+@pytest.mark.parametrize("name", ["iwae", "rws", "vis"])
+def test_particles_of_weight_zero(name):
+    """The model rules z = 1 out: a draw of it weighs nothing, and neither loss nor gradient breaks."""
+
+    def model(x):
+        mu = numpyro.param("mu", jnp.zeros(()))
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", dist.Bernoulli(0.3))
+            numpyro.factor("never", jnp.where(z == 1, -jnp.inf, 0.0))
+            numpyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    params = {"mu": jnp.asarray(0.2), "logit": jnp.asarray([-1.0, -1.5])}
+    estimator = {"iwae": es.IWAE, "rws": es.RWS, "vis": es.VIS}[name](30)
+    loss, gradient = jax.value_and_grad(lambda p: estimator.loss(jax.random.key(0), p, model, discrete_guide, X))(
+        params
+    )
+    log_z = np.sum(np.log(0.7) + norm.logpdf(X, 0.2, 1.0))
+    assert abs(-loss - log_z) < 0.6  # 4 s.e.
+    np.testing.assert_allclose(gradient["mu"], -np.sum(X - 0.2), rtol=1e-10)
+    assert np.all(np.isfinite(gradient["logit"]))
+    if name != "iwae":
+        assert np.all(gradient["logit"] > 0)  # away from z = 1
 
 
 # -- a hierarchy: global and local latents, a guide with dependent sites ----------------------------------------------

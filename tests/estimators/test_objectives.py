@@ -170,6 +170,24 @@ def test_vimco_with_a_dominating_weight(order, excess):
     np.testing.assert_allclose(single, expected, rtol=1e-5, atol=1e-5 * abs(excess))
 
 
+@pytest.mark.parametrize("order", [0.5, 1.0, 2.0])
+def test_vimco_with_weights_of_zero(order):
+    """A particle that the model rules out (log w = −inf) is one more particle of the sum, not the end of the fit."""
+    log_w = log_weights(5)
+    for zeros in ([1], [1, 3]):
+        ruled_out = log_w.copy()
+        ruled_out[zeros] = -np.inf
+        expected = vimco(order, ruled_out)
+        for bound in (ob.PowerMean(order), Written(order)):
+            np.testing.assert_allclose(bound.score(jnp.asarray(ruled_out)), expected, rtol=1e-10, atol=1e-11)
+            assert np.all(np.isfinite(bound.double(jnp.asarray(ruled_out))))
+    alone = np.array([-np.inf, 0.3, -np.inf])  # the survivor has no baseline: its own F − 0 − 1
+    score = ob.PowerMean(order).score(jnp.asarray(alone))
+    value = 0.3 - np.log(3) / order
+    np.testing.assert_allclose(score[1], value - 1.0, rtol=1e-12)
+    assert np.all(np.isfinite(score))
+
+
 def test_vimco_of_equal_weights_is_the_derivative_alone():
     for log_w in (jnp.zeros(4), jnp.full(4, -1e4)):
         np.testing.assert_allclose(ob.IWBound().score(log_w), np.full(4, -0.25), atol=1e-9)
