@@ -1,0 +1,77 @@
+"""What every benchmark does alike: alternate two timings, quote medians, note the environment, write one JSON file."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, so that figures can be read later."""
+    import jax
+
+    packages = ("jax", "numpyro", "optax", "arviz", "equinox", "optimistix", "numpy")
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "device": str(jax.devices()[0].platform),
+        "packages": {name: version(name) for name in packages},
+    }
+
+
+def peak_memory_mb() -> float:
+    """Largest resident size of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def paired(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int = 7) -> dict[str, float]:
+    """Time two calls in turn, A B A B …; speed ratio theirs/ours (above 1: ours is faster), median over the pairs.
+
+    Each function does one counted run; warm-up is the caller's.
+    """
+    a, b = [], []
+    for _ in range(repeats):
+        a.append(seconds(ours))
+        b.append(seconds(theirs))
+    ratios = [y / x for x, y in zip(a, b, strict=True)]
+    return {
+        "ours_seconds": statistics.median(a),
+        "theirs_seconds": statistics.median(b),
+        "speed_ratio": statistics.median(ratios),
+        "speed_ratio_min": min(ratios),
+        "speed_ratio_max": max(ratios),
+        "repeats": repeats,
+    }
+
+
+def write(name: str, results: dict[str, Any]) -> Path:
+    """Write results with the environment, the command and the peak memory."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    content = {
+        "command": "python " + " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "environment": environment(),
+        "peak_memory_mb": round(peak_memory_mb()),
+        "results": results,
+    }
+    path.write_text(json.dumps(content, indent=1, default=float) + "\n", encoding="utf-8")
+    print(f"wrote {path.relative_to(Path(__file__).parent.parent)}")
+    return path
