@@ -5,6 +5,7 @@ Constructor arguments besides those listed: ``num_particles``, ``gradient``, ``v
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from .log_weight import LogWeight
@@ -26,6 +27,7 @@ class Named(LogWeight):
         return 1.0
 
     def __post_init__(self) -> None:
+        self._check_particles()
         theta, phi = self.pair()
         object.__setattr__(self, "theta", theta)
         object.__setattr__(self, "phi", phi)
@@ -101,6 +103,8 @@ class Renyi(Named):
     alpha: float = 0.5
 
     def pair(self) -> tuple[Objective, Objective]:
+        if not math.isfinite(self.alpha):
+            raise ValueError(f"alpha must be finite, got {self.alpha}")
         bound = PowerMean(1.0 - float(self.alpha))
         return bound, bound
 
@@ -161,7 +165,7 @@ class DataEmphasizedELBO(Named):
         return ELBOBound(), ELBOBound()
 
     def power(self) -> float | None:
-        if self.kappa is not None and not self.kappa > 0:
+        if self.kappa is not None and not 0 < self.kappa < math.inf:
             raise ValueError(f"kappa must be positive or None (D/N), got {self.kappa}")
         return self.kappa
 
@@ -176,6 +180,6 @@ class AutoGen(Named):
         return ELBOBound(), ELBOBound()
 
     def power(self) -> float | None:
-        if self.m < 0:
-            raise ValueError(f"m must not be negative, got {self.m}")
+        if not 0 <= self.m < math.inf:
+            raise ValueError(f"m must be at least 0, got {self.m}")
         return 1.0 + self.m

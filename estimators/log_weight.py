@@ -6,7 +6,6 @@ has as its gradient the pair of both, so that the estimator is a `numpyro.infer.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -21,7 +20,7 @@ from numpyro.infer import elbo as numpyro_elbo
 from . import particles
 from .base import Data, Estimator, Metrics
 from .guided import GuidedProblem
-from .objectives import GRADIENTS, IWBound, Objective
+from .objectives import GRADIENTS, Bound, IWBound, Objective
 
 # Best first: no variance at the optimum, then little, then any that is valid.
 _PREFERENCE = ("path", "dreg", "reparam", "score")
@@ -56,8 +55,7 @@ class LogWeight(Estimator, numpyro_elbo.ELBO):
     vectorize_particles: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.num_particles, bool) or not isinstance(self.num_particles, int) or self.num_particles < 1:
-            raise ValueError(f"num_particles must be an integer of at least 1, got {self.num_particles!r}")
+        self._check_particles()
         if self.gradient is not None and self.gradient not in GRADIENTS:
             raise ValueError(f"gradient must be one of {', '.join(GRADIENTS)} or None, got {self.gradient!r}")
         if self.gradient is not None and self.gradient not in self._phi.gradients:
@@ -71,6 +69,10 @@ class LogWeight(Estimator, numpyro_elbo.ELBO):
                 "gradient='dreg' is its unbiased counterpart.",
                 stacklevel=3,
             )
+
+    def _check_particles(self) -> None:
+        if isinstance(self.num_particles, bool) or not isinstance(self.num_particles, int) or self.num_particles < 1:
+            raise ValueError(f"num_particles must be an integer of at least 1, got {self.num_particles!r}")
 
     @property
     def _phi(self) -> Objective:
@@ -94,25 +96,33 @@ class LogWeight(Estimator, numpyro_elbo.ELBO):
         Raises:
             ValueError: a reparameterised gradient is asked for at a site that has none.
         """
-        blocked = structure.not_reparameterised
+        blocked, bound = structure.not_reparameterised, structure.only_reparameterised
+        if blocked:
+            if self.gradient not in (None, "score"):
+                raise ValueError(
+                    f"gradient={self.gradient!r} needs reparameterised draws, but guide site {blocked[0]!r} has none "
+                    "(it is discrete, or its distribution has no rsample). Use gradient='score' or gradient=None."
+                )
+            return "score"
+        if bound:
+            # A divergence has a plain reparameterised gradient at best as K → ∞: never pick that unasked.
+            if self.gradient != "reparam" and not (self.gradient is None and isinstance(self._phi, Bound)):
+                raise ValueError(
+                    f"{self.name}(gradient={self.gradient!r}) needs log q of a given draw, which guide site "
+                    f"{bound[0]!r} does not have (a transform without an inverse, or a factor). Use ELBO or IWAE with "
+                    "gradient='reparam', or another guide."
+                )
+            return "reparam"
         if self.gradient is None:
-            if blocked:
-                return "score"
             valid = [g for g in _PREFERENCE if g in self._phi.gradients]
             return next(g for g in valid if g != "path" or self._phi.linear)
-        if self.gradient != "score" and blocked:
-            raise ValueError(
-                f"gradient={self.gradient!r} needs reparameterised draws, but guide site {blocked[0]!r} has none "
-                "(it is discrete, or its distribution has no rsample). Use gradient='score' or gradient=None."
-            )
         return self.gradient
 
-    def resolve(self, structure: particles.Structure) -> LogWeight:
-        """This estimator with what depends on the model's size filled in."""
+    def resolve_power(self, structure: particles.Structure) -> float:
+        """The exponent on the likelihood in force for a model of this size."""
         if self.likelihood_power is not None:
-            return self
-        dimension = sum(math.prod(fn.shape()) for fn in structure.latents.values())
-        return replace(self, likelihood_power=dimension / max(structure.num_data, 1))
+            return float(self.likelihood_power)
+        return structure.num_latents / max(structure.num_data, 1)
 
     def loss_and_metrics(
         self,
@@ -135,9 +145,8 @@ class LogWeight(Estimator, numpyro_elbo.ELBO):
         if structure.subsampled:
             plate_key, rng_key = random.split(rng_key)
             model, guide = particles.fix_plates(model, plate_key), particles.fix_plates(guide, plate_key)
-        this = self.resolve(structure)
-        theta, phi = this.theta, this._phi
-        gradient = this.resolve_gradient(structure)
+        theta, phi, power = self.theta, self._phi, self.resolve_power(structure)
+        gradient = self.resolve_gradient(structure)
         if structure.inner_subsampled and not (theta.linear and phi.linear):
             raise ValueError(
                 f"{self.name} is not linear in the log-weights, so a subsampled plate must enclose every sample site, "
@@ -155,23 +164,26 @@ class LogWeight(Estimator, numpyro_elbo.ELBO):
                 return jax.tree.map(lambda x: x[None], one(rng_key))
             return self.vectorize_particles_fn(one, random.split(rng_key, self.num_particles))
 
-        power = 1.0 if this.likelihood_power is None else float(this.likelihood_power)
+        def points(values: dict) -> dict | None:
+            return values if structure.points else None
+
         log_q = {"reparam": None, "score": live, "path": still, "dreg": still}[gradient]
         if theta == phi and gradient in ("reparam", "path"):
             # Both follow the derivative of one function of one set of log-weights: no surrogate needed.
             log_w = evaluate(draw=live, log_q=log_q, log_p=params).log_weight(power)
             return -structure.plate_scale * jnp.sum(theta(log_w)), self._metrics(stop_gradient(log_w))
         if gradient == "score":
-            joint = evaluate(draw=still, log_q=log_q, log_p=params, points="log_q")
+            joint = evaluate(draw=still, log_q=log_q, points=points(live), log_p=params)
             log_w = stop_gradient(joint.log_weight(power))
             surrogate = _times(theta.total(log_w), joint.model(power)) + phi.score(log_w) * joint.guide
         else:
-            joint = evaluate(draw=live, log_q=log_q, log_p=still)
+            joint = evaluate(draw=live, log_q=log_q, points=points(still), log_p=still)
             log_w = stop_gradient(joint.log_weight(power))
             coefficient = {"reparam": phi.total, "path": phi.path, "dreg": phi.double}[gradient]
             surrogate = _times(coefficient(log_w), joint.log_weight(power))
-            if structure.theta:
-                surrogate += _times(theta.total(log_w), evaluate(draw=still, log_p=params).model(power))
+            if structure.theta or structure.points:
+                joint = evaluate(draw=still, points=points(live), log_p=params)
+                surrogate += _times(theta.total(log_w), joint.model(power))
         value = structure.plate_scale * jnp.sum(theta(log_w))
         surrogate = structure.plate_scale * jnp.sum(surrogate)
         return -(stop_gradient(value - surrogate) + surrogate), self._metrics(log_w)

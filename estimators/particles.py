@@ -6,6 +6,7 @@ or two evaluations of the densities, with the right stop-gradients between them,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from jax import Array, random
 from numpyro import distributions as dist
 from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.infer.util import compute_log_probs
+from numpyro.ops.provenance import eval_provenance
 from numpyro.util import check_model_guide_match
 
 # Random plate subsamples must agree between particles, model and guide; every other random site draws its own.
@@ -32,8 +34,14 @@ class Structure(NamedTuple):
     """Latent sample sites of the model: name -> distribution (abstract)."""
     observed: frozenset[str]
     """Observed sample sites of the model."""
+    free: frozenset[str]
+    """Guide sites with a density of their own. The others, Delta and factor sites, are functions of these."""
+    points: bool
+    """Whether a function among the guide's sites has parameters, as a point estimate has."""
     not_reparameterised: tuple[str, ...]
     """Guide sites without a reparameterised sampler."""
+    only_reparameterised: tuple[str, ...]
+    """Guide sites whose density cannot be had at a given value: a transform without an inverse, or a factor."""
     plate_dims: frozenset[int]
     """Negative batch dimensions of the plates that every sample site of model and guide shares."""
     plate_scale: float
@@ -44,6 +52,8 @@ class Structure(NamedTuple):
     """Whether any plate is."""
     num_data: int
     """Number of observed scalars, subsampled plates counted at full size."""
+    num_latents: int
+    """Number of latent scalars, counted likewise."""
 
 
 def _is_delta(fn: Any) -> bool:
@@ -62,15 +72,55 @@ def inspect(model: Callable, guide: Callable, params: dict, args: tuple, kwargs:
 
     def run() -> Array:
         guide_trace = trace(substitute(seed(guide, random.key(0)), params)).get_trace(*args, **kwargs)
-        model_trace = trace(substitute(replay(seed(model, random.key(1)), guide_trace), params)).get_trace(
-            *args, **kwargs
-        )
+        seeded = substitute(seed(model, random.key(1)), params)
+        try:
+            model_trace = trace(replay(seeded, guide_trace)).get_trace(*args, **kwargs)
+        except (TypeError, ValueError):
+            # Draws of a wrong shape fail somewhere inside the model: the model's own draws show where they differ.
+            check_match(trace(seeded).get_trace(*args, **kwargs), guide_trace)
+            raise
         check_match(model_trace, guide_trace)
-        found.append(_structure(model_trace, guide_trace))
+        structure = _structure(model_trace, guide_trace)
+        found.append(structure._replace(points=_has_points(structure, guide, guide_trace, params, args, kwargs)))
         return jnp.zeros(())
 
     jax.eval_shape(run)
     return found[0]
+
+
+def _has_points(
+    structure: Structure, guide: Callable, guide_trace: dict, params: dict, args: tuple, kwargs: dict
+) -> bool:
+    """Whether any Delta or factor site of the guide depends on parameters while the free sites stand still."""
+    functions = [n for n, s in guide_trace.items() if s["type"] == "sample" and n not in structure.free]
+    if not functions or structure.only_reparameterised:
+        return False
+    fixed = replay(seed(guide, random.key(0)), _only(guide_trace, structure.free))
+    values = {n: s["value"] for n, s in guide_trace.items() if s["type"] == "param"}
+
+    def evaluate(values: dict) -> list:
+        q, again = compute_log_probs(fixed, args, kwargs, params | values, sum_log_prob=False)
+        return [(q[n], again[n]["value"]) for n in functions]
+
+    is_set = lambda x: isinstance(x, frozenset)  # noqa: E731
+    return any(jax.tree.leaves(eval_provenance(evaluate, values=values), is_leaf=is_set))
+
+
+def _only(tr: dict, names: frozenset[str]) -> dict:
+    """The part of a trace that fixes these sites and the plates."""
+    return {n: s for n, s in tr.items() if s["type"] == "plate" or n in names}
+
+
+def _has_density(site: dict) -> bool:
+    """Whether log q of a drawn site can be evaluated at a value that is merely given."""
+    if site["is_observed"]:
+        return False
+    try:
+        if site["intermediates"]:
+            site["fn"].log_prob(site["value"])
+    except NotImplementedError:
+        return False
+    return True
 
 
 def check_match(model_trace: dict, guide_trace: dict) -> None:
@@ -114,26 +164,31 @@ def _structure(model_trace: dict, guide_trace: dict) -> Structure:
         scale *= plates[frame.name][0] / frame.size
     params = {n: s for t in (guide_trace, model_trace) for n, s in t.items() if s["type"] == "param"}
     observed = {n: s for n, s in model_trace.items() if s["type"] == "sample" and s["is_observed"]}
-    num_data = 0.0
-    for site in observed.values():
-        size = float(jnp.size(site["value"]))
-        for frame in site["cond_indep_stack"]:
-            size *= plates[frame.name][0] / frame.size
-        num_data += size
+    latents = {n: s for n, s in model_trace.items() if s["type"] == "sample" and not s["is_observed"]}
+
+    def count(sites: list[dict]) -> int:
+        sizes = (
+            jnp.size(s["value"]) * math.prod(plates[f.name][0] / f.size for f in s["cond_indep_stack"]) for s in sites
+        )
+        return round(sum(sizes))
+
     proposals = {n: s for n, s in guide_trace.items() if s["type"] == "sample" and not s["is_observed"]}
+    free = {n: s for n, s in proposals.items() if not _is_delta(s["fn"])}
     return Structure(
         theta=frozenset(n for n, s in model_trace.items() if s["type"] == "param"),
         constraints={n: s["kwargs"].get("constraint", dist.constraints.real) for n, s in params.items()},
-        latents={n: s["fn"] for n, s in model_trace.items() if s["type"] == "sample" and not s["is_observed"]},
+        latents={n: s["fn"] for n, s in latents.items()},
         observed=frozenset(observed),
-        not_reparameterised=tuple(
-            n for n, s in proposals.items() if not s["fn"].has_rsample and not _is_delta(s["fn"])
-        ),
+        free=frozenset(free),
+        points=False,
+        not_reparameterised=tuple(n for n, s in free.items() if not s["fn"].has_rsample),
+        only_reparameterised=tuple(n for n, s in guide_trace.items() if s["type"] == "sample" and not _has_density(s)),
         plate_dims=frozenset(f.dim for f in common),
         plate_scale=scale,
         inner_subsampled=tuple(sorted(inner)),
         subsampled=any(subsample not in (None, size) for size, subsample in plates.values()),
-        num_data=round(num_data),
+        num_data=count(list(observed.values())),
+        num_latents=count(list(latents.values())),
     )
 
 
@@ -142,7 +197,9 @@ class LogJoint(NamedTuple):
 
     likelihood: Array
     prior: Array
+    """Log density of the model's latents, over that of the guide's Delta and factor sites (a change of variables)."""
     guide: Array
+    """Log density of the guide's free sites."""
 
     def model(self, power: float = 1.0) -> Array:
         return power * self.likelihood + self.prior
@@ -171,31 +228,38 @@ def log_joint(
     *,
     draw: dict,
     log_q: dict | None = None,
+    points: dict | None = None,
     log_p: dict,
-    points: str = "draw",
 ) -> LogJoint:
     """Densities at one draw of the guide, each differentiable in the parameters that it is given.
 
     Args:
         rng_key: key of this particle; equal keys give equal draws.
-        draw: parameters with which the guide draws z; a stopped gradient holds z fixed.
-        log_q: parameters with which log q(z) is evaluated; None takes those of the draw itself.
+        draw: parameters with which the guide draws its free sites; a stopped gradient holds them fixed.
+        log_q: parameters with which their density is evaluated; None takes those of the draw itself.
+        points: parameters with which the guide's Delta and factor sites follow from them; None as before.
         log_p: parameters with which log p(x, z) is evaluated.
-        points: "draw" or "log_q", whose parameters place the Delta sites at which log p(x, z) is evaluated: a point
-            has no density, so its parameters can only learn along log p.
     """
     model_key, guide_key = random.split(rng_key)
     seeded_guide = seed(guide, guide_key)
     q, drawn = compute_log_probs(seeded_guide, args, kwargs, draw, sum_log_prob=False)
+    fixed = replay(seeded_guide, _only(drawn, structure.free))
+    free_q, function_q, placed = q, q, drawn
     if log_q is not None:
-        # Delta sites are functions of the others (the unpacked latents of an autoguide): they follow, not lead.
-        free = {n: s for n, s in drawn.items() if s["type"] in ("sample", "plate") and not _is_delta(s.get("fn"))}
-        q, again = compute_log_probs(replay(seeded_guide, free), args, kwargs, log_q, sum_log_prob=False)
-        drawn = again if points == "log_q" else drawn
-    p, _ = compute_log_probs(replay(seed(model, model_key), drawn), args, kwargs, log_p, sum_log_prob=False)
+        free_q, again = compute_log_probs(fixed, args, kwargs, log_q, sum_log_prob=False)
+    if points is not None:
+        same = points is log_q
+        function_q, placed = (free_q, again) if same else compute_log_probs(fixed, args, kwargs, points, False)
+    p, _ = compute_log_probs(replay(seed(model, model_key), placed), args, kwargs, log_p, sum_log_prob=False)
     likelihood = {n: v for n, v in p.items() if n in structure.observed}
     prior = {n: v for n, v in p.items() if n not in structure.observed}
-    return LogJoint(_reduce(likelihood, structure), _reduce(prior, structure), _reduce(q, structure))
+    free = {n: v for n, v in free_q.items() if n in structure.free}
+    functions = {n: v for n, v in function_q.items() if n not in structure.free}
+    return LogJoint(
+        likelihood=_reduce(likelihood, structure),
+        prior=_reduce(prior, structure) - _reduce(functions, structure),
+        guide=_reduce(free, structure),
+    )
 
 
 def fix_plates(fn: Callable, rng_key: Array) -> Callable:

@@ -176,7 +176,7 @@ def _x64() -> Iterator[None]:
     """Double precision before any array is made; single again afterwards, for callers in Python."""
     import jax
 
-    before = jax.config.jax_enable_x64
+    before = jax.config.read("jax_enable_x64")
     jax.config.update("jax_enable_x64", True)
     try:
         yield
@@ -447,13 +447,14 @@ def _compare(args: argparse.Namespace) -> int:
 
 def hints(comparison: Any) -> list[str]:
     """What the diagnoses of all estimators advise, every piece of advice once."""
+    from .compare import has_posterior
+
     advice: dict[str, list[str]] = {}
     starts: dict[str, None] = {}
     for name, result in comparison.results.items():
-        try:
-            diagnosis = result.diagnose(comparison.num_samples, seed=comparison.seed + 1)
-        except (ValueError, NotImplementedError):  # nothing to draw from
+        if name in comparison.errors or not has_posterior(result):  # nothing to draw from
             continue
+        diagnosis = result.diagnose(comparison.num_samples, seed=comparison.seed + 1)
         if diagnosis.start_report:
             starts.setdefault(diagnosis.start_report)
         for line in diagnosis.advice:
@@ -484,6 +485,7 @@ def _patient() -> Iterator[None]:
 
 
 def _fit(args: argparse.Namespace) -> int:
+    from .compare import has_posterior
     from .fit import default_estimator, fit
 
     cls = type(default_estimator()) if args.estimator is None else find_estimator(args.estimator)
@@ -500,9 +502,8 @@ def _fit(args: argparse.Namespace) -> int:
         if not args.quiet:
             print(f"{target.name}: {_describe(estimator)}, {result.num_steps} steps in {result.seconds:.1f} s\n")
         _print_summary(result, target)
-        if not args.quiet:
-            with contextlib.suppress(ValueError):  # nothing to draw from: nothing to diagnose
-                print(f"\n{result.diagnose(seed=args.seed)}")
+        if not args.quiet and has_posterior(result):
+            print(f"\n{result.diagnose(seed=args.seed)}")
         print(flush=True)
         if args.out is not None:
             result.save(str(args.out), seed=args.seed)
@@ -533,7 +534,9 @@ def _print_summary(result: Any, target: Target) -> None:
     import numpy as np
     import pandas as pd
 
+    from .compare import has_posterior
     from .data import check_model
+    from .plots import affordable
     from .summary import labels
 
     def show(frame: pd.DataFrame) -> None:
@@ -556,12 +559,11 @@ def _print_summary(result: Any, target: Target) -> None:
         show(pd.DataFrame({"estimate": rows}))
     for line in networks:
         print(line)
-    try:
-        summary = result.summary(seed=0)
-    except ValueError:  # nothing to draw from
+    if not has_posterior(result):
         return
+    summary = result.summary(affordable(result, 4000))
     if len(summary):
-        print("\nposterior, from draws of the guide" if theta else "posterior, from draws of the guide")
+        print("\n" * bool(theta) + "posterior (draws of the guide, resampled by their importance weights)")
         show(summary)
 
 

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 from jax import random
@@ -64,21 +65,35 @@ def _check_keys(model: Callable, data: Mapping[str, Any]) -> None:
 
 
 def _convert(key: str, value: Any) -> Any:
+    if isinstance(value, (np.integer, np.bool_)):  # what `x.max()` and a data frame give: a size like any int
+        value = value.item()
     if value is None or isinstance(value, (bool, int, str)) or callable(value):
         return value
     if isinstance(value, Mapping):
         return {k: _convert(f"{key}[{k!r}]", v) for k, v in value.items()}
     if isinstance(value, (np.ndarray, jax.Array, float, list, tuple, np.generic)) or hasattr(value, "__array__"):
-        array = value if isinstance(value, (np.ndarray, jax.Array)) else np.asarray(value)
-        if array.dtype == object:
-            raise ValueError(
-                f"data[{key!r}] is not a numeric array (dtype object): are its rows of unequal length, or text?"
-            )
-        if array.dtype.kind in "USmM":
-            raise ValueError(f"data[{key!r}] has dtype {array.dtype}: encode text and dates as numbers first")
-        _check_finite(key, array)
-        return jax.numpy.asarray(array)
+        return _as_array(key, value)
     return value
+
+
+def _as_array(key: str, value: Any) -> jax.Array:
+    try:
+        array = value if isinstance(value, (np.ndarray, jax.Array)) else np.asarray(value)
+    except ValueError as error:  # nested lists
+        raise ValueError(f"data[{key!r}] is not an array; are its rows of unequal length? ({error})") from error
+    if array.dtype == object:
+        raise ValueError(
+            f"data[{key!r}] is not a numeric array (dtype object): are its rows of unequal length, or text?"
+        )
+    if array.dtype.kind in "USmM":
+        raise ValueError(f"data[{key!r}] has dtype {array.dtype}: encode text and dates as numbers first")
+    _check_finite(key, array)
+    if isinstance(array, jax.Array):
+        return array
+    with np.errstate(over="ignore"):
+        converted = jax.numpy.asarray(array)
+    _check_range(key, array, np.asarray(converted))
+    return converted
 
 
 def _check_finite(key: str, array: Any) -> None:
@@ -86,13 +101,31 @@ def _check_finite(key: str, array: Any) -> None:
         return
     finite = np.isfinite(np.asarray(array))
     if not finite.all():
-        index = tuple(int(i) for i in np.argwhere(~finite)[0])
-        where = f"[{', '.join(map(str, index))}]" if index else ""
+        index, where = _first(~finite)
         raise ValueError(
             f"data[{key!r}]{where} is {np.asarray(array)[index]} ({int((~finite).sum())} of {finite.size} values are "
             "not finite). Remove them, or mask them in the model: replace them by a number and use "
             "numpyro.handlers.mask."
         )
+
+
+def _check_range(key: str, array: np.ndarray, converted: np.ndarray) -> None:
+    """Raise where the precision in force cannot hold a value: float32 would make it inf, int32 another number."""
+    if array.dtype == converted.dtype:
+        return
+    changed = ~np.isfinite(converted) if array.dtype.kind in "fc" else converted != array
+    if changed.any():
+        index, where = _first(changed)
+        raise ValueError(
+            f"data[{key!r}]{where} is {array[index]}, which {converted.dtype} cannot hold: rescale it, or work in "
+            'double precision (jax.config.update("jax_enable_x64", True))'
+        )
+
+
+def _first(mask: np.ndarray) -> tuple[tuple[int, ...], str]:
+    """Index of the first true element, and how to print it."""
+    index = tuple(int(i) for i in np.argwhere(mask)[0])
+    return index, f"[{', '.join(map(str, index))}]" if index else ""
 
 
 def shapes(data: Mapping[str, Any]) -> str:
@@ -108,10 +141,12 @@ def check_model(model: Callable, data: dict[str, Any]) -> dict[str, Any]:
     kinds: dict[str, tuple[str, bool]] = {}
 
     def run(key: Any) -> dict[str, Any]:
-        feasible = handlers.substitute(handlers.seed(model, key), substitute_fn=init_to_uniform)
-        tr = handlers.trace(feasible).get_trace(**data)
+        tr = _feasible_trace(model, data, key)
         kinds.update({n: (s["type"], bool(s.get("is_observed"))) for n, s in tr.items()})
-        return {n: s["value"] for n, s in tr.items() if s["type"] == "param"}
+        for site, s in tr.items():
+            if s["type"] == "sample" and s["is_observed"]:
+                _check_observed(site, tuple(np.shape(s["value"])), tuple(s["fn"].shape()))
+        return _param_values(tr)
 
     name = getattr(model, "__name__", type(model).__name__)
     try:
@@ -129,4 +164,26 @@ def check_model(model: Callable, data: dict[str, Any]) -> dict[str, Any]:
         )
     if any(kind == "mutable" for kind, _ in kinds.values()):
         raise ValueError(f"the model {name!r} has a numpyro.mutable site, which no estimator here carries along")
-    return jax.jit(run)(random.key(0)) if abstract else {}
+    return _initial_params(model, data) if abstract else {}
+
+
+def _check_observed(name: str, observed: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    try:
+        np.broadcast_shapes(observed, expected)
+    except ValueError:
+        raise ValueError(f"site {name!r} observes shape {observed}, its distribution has {expected}") from None
+
+
+def _feasible_trace(model: Callable, data: dict[str, Any], key: Any) -> dict[str, Any]:
+    """A run of the model at feasible values: a prior without sampler (improper) is no obstacle."""
+    feasible = handlers.substitute(handlers.seed(model, key), substitute_fn=init_to_uniform)
+    return handlers.trace(feasible).get_trace(**data)
+
+
+def _param_values(tr: dict[str, Any]) -> dict[str, Any]:
+    return {n: s["value"] for n, s in tr.items() if s["type"] == "param"}
+
+
+@eqx.filter_jit
+def _initial_params(model: Callable, data: dict[str, Any]) -> dict[str, Any]:
+    return _param_values(_feasible_trace(model, data, random.key(0)))

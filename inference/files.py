@@ -176,6 +176,8 @@ def _read_table(path: Path) -> dict[str, Any]:
         raise BadInput("its rows have more fields than the header") from error
     except pd.errors.ParserError as error:
         raise BadInput(f"not a table: {' '.join(str(error).split())}") from error
+    if len(frame) == 0:
+        raise BadInput("a header, but no rows")
     data = {}
     for column in frame.columns:
         values = frame[column].to_numpy()
@@ -187,8 +189,6 @@ def _read_table(path: Path) -> dict[str, Any]:
             first = f"{bad.iloc[0]!r} in line {bad.index[0] + 2}" if len(bad) else str(values.dtype)
             raise BadInput(f"column {str(column).strip()!r} is not numeric: {first}")
         data[str(column).strip()] = np.asarray(values)
-    if len(frame) == 0:
-        raise BadInput("a header, but no rows")
     return data
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .evidence import Evidence, estimate
 from .summary import labels
@@ -24,9 +25,12 @@ if TYPE_CHECKING:
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, which the colour-blind can tell apart; its yellow is too faint for lines on white."""
-GRID = {"color": "0.88", "linewidth": 0.6}
+GRID: dict[str, Any] = {"color": "0.88", "linewidth": 0.6}
 MAX_SCALARS = 24
 """Most scalars in the picture of posteriors."""
+
+MAX_POINTS = 20_000
+"""Most points of a loss curve; of longer ones every n-th step is drawn."""
 
 
 def comparison(c: Comparison) -> dict[str, Figure]:
@@ -40,11 +44,19 @@ def comparison(c: Comparison) -> dict[str, Figure]:
         figures["weights"] = weights(
             {name: np.asarray(r.log_weights(c.num_samples, seed=seed)) for name, r in measured.items()}
         )
-        draws = {name: r.sample(c.num_samples, seed=seed) for name, r in measured.items()}
-        figure = posterior(draws, c.reference, c.reference_name)
+        sizes = {name: affordable(r, c.num_samples) for name, r in measured.items()}
+        own = {name: r.sample(sizes[name], seed=seed) for name, r in measured.items()}
+        draws = {name: r.sample(sizes[name], seed=seed, resample="psis") for name, r in measured.items()}
+        figure = posterior(draws, c.reference, c.reference_name, guide_draws=own)
         if figure is not None:
             figures["posterior"] = figure
     return figures
+
+
+def affordable(result: FitResult, num_samples: int) -> int:
+    """Fewer draws of a model with very many latents: about 10 million numbers at most, yet 200 draws at least."""
+    size = sum(np.size(value) for value in result.sample(1).values())
+    return min(num_samples, max(200, 10_000_000 // max(size, 1)))
 
 
 def fit_figure(result: FitResult, *, num_samples: int = 4000, seed: int = 0) -> Figure:
@@ -126,10 +138,12 @@ def losses(curves: dict[str, np.ndarray], level: float | None = None) -> Figure:
 def _loss(axes: Axes, curve: np.ndarray, color: str) -> None:
     curve = np.asarray(curve, np.float64)
     steps = np.arange(1, len(curve) + 1)
-    axes.plot(steps, curve, color=color, alpha=0.25, linewidth=0.5)
-    axes.plot(steps, running_mean(curve), color=color, linewidth=1.8)
+    some = slice(None, None, max(1, len(curve) // MAX_POINTS))
+    axes.plot(steps[some], curve[some], color=color, alpha=0.25, linewidth=0.5)
+    axes.plot(steps[some], running_mean(curve)[some], color=color, linewidth=1.8)
     axes.grid(**GRID)
     axes.margins(x=0.01)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     bad = np.flatnonzero(~np.isfinite(curve))
     if bad.size:
         axes.axvline(bad[0] + 1, color="0.3", linewidth=1, linestyle="--")
@@ -161,8 +175,8 @@ def running_mean(curve: np.ndarray, window: int | None = None) -> np.ndarray:
 def loss_limits(curves: Sequence[np.ndarray], level: float | None = None) -> tuple[float, float] | None:
     """Limits of the loss axis that a spike at the first steps, or a few wild ones later, cannot stretch.
 
-    They hold the middle 98 % of the losses after the first tenth of the steps, their running means from there on, and
-    `level` where it is near. None if there is nothing finite to show.
+    They hold the middle 98 % of the losses after the first tenth of the steps, the middle 80 % of their running mean
+    and `level` where it is near. None if there is nothing finite to show.
     """
     low, high = [], []
     for curve in curves:
@@ -172,8 +186,8 @@ def loss_limits(curves: Sequence[np.ndarray], level: float | None = None) -> tup
         late, mean = late[np.isfinite(late)], mean[np.isfinite(mean)]
         if late.size:
             a, b = np.quantile(late, [0.01, 0.99])
-            low.append(min(a, mean.min()))
-            high.append(max(b, np.quantile(mean, 0.98)))
+            low.append(min(a, np.quantile(mean, 0.1)))
+            high.append(max(b, np.quantile(mean, 0.9)))
     if not low:
         return None
     a, b = min(low), max(high)
@@ -184,11 +198,14 @@ def loss_limits(curves: Sequence[np.ndarray], level: float | None = None) -> tup
 
 
 def _level(c: Comparison) -> float | None:
-    """Minus the evidence as the estimator with the best k̂ has it, where that one can be trusted."""
-    if "khat" not in c.frame:
+    """Minus the evidence as the estimator with the best k̂ has it, where that one can be trusted.
+
+    A model with parameters of its own has a different evidence in every fit.
+    """
+    if "khat" not in c.frame or c.learnt:
         return None
     khat = c.frame["khat"].where(c.frame["verdict"] != "do not use")
-    return None if khat.isna().all() else -float(c.frame["log_evidence"][khat.idxmin()])
+    return None if khat.isna().all() else -float(c.frame["log_evidence"].iloc[int(np.nanargmin(khat))])
 
 
 # --- weights -------------------------------------------------------------------------------------------------------
@@ -224,7 +241,10 @@ def _weights(axes: Axes, log_weights: dict[str, np.ndarray]) -> None:
         exact = evidence.khat == -np.inf
         label = f"{name}: " + ("exact" if exact else f"k̂ {evidence.khat:.2f}, {evidence.verdict}")
         covers = any(np.array_equal(log_w, earlier) for earlier in list(log_weights.values())[:i])
-        style = {"color": COLORS[i % len(COLORS)], "linestyle": "--" if covers or i >= len(COLORS) else "-"}
+        style: dict[str, Any] = {
+            "color": COLORS[i % len(COLORS)],
+            "linestyle": "--" if covers or i >= len(COLORS) else "-",
+        }
         axes.plot(relative[shown], exceedance[shown], linewidth=1.8, label=label, drawstyle="steps-pre", **style)
         if shown.any():
             axes.plot(relative[-1], exceedance[-1], marker="o", markersize=4, color=style["color"])
@@ -267,15 +287,18 @@ def posterior(
     draws: dict[str, dict[str, Any]],
     reference: dict[str, np.ndarray] | None = None,
     reference_name: str = "",
+    *,
+    guide_draws: dict[str, dict[str, Any]] | None = None,
     max_scalars: int = MAX_SCALARS,
 ) -> Figure | None:
     """Posterior marginals, a panel a scalar and a line an estimator, over the reference as a grey band.
 
     Thin lines and the light band span the central 90 %, thick ones and the dark band the central half; dots and the
-    black line are medians.
+    black line are medians. Pale bars span the central 90 % of `guide_draws`.
 
     Args:
-        draws: by estimator and site, ``(num_draws, *event)``.
+        draws: by estimator and site, ``(num_draws, *event)``: after importance resampling, where `guide_draws` are
+            those of before.
         reference: by site, ``(num_draws, *event)``.
         max_scalars: at most so many panels; the title says what was left out.
 
@@ -292,29 +315,22 @@ def posterior(
     columns = min(4, len(chosen))
     rows = math.ceil(len(chosen) / columns)
     height = 0.17 * len(draws) + 0.75
-    figure = Figure(figsize=(2.7 * columns + 1.3, height * rows + 1.1), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1)  # type: ignore[union-attr]
+    figure = Figure(figsize=(max(2.7 * columns + 1.3, 7.0), height * rows + 1.3), layout="constrained")
+    figure.set_layout_engine("constrained", w_pad=0.1)
     grid = figure.subplots(rows, columns, squeeze=False)
-    levels = [0.05, 0.25, 0.5, 0.75, 0.95]
     for i, (panel, (site, index)) in enumerate(zip(grid.ravel(), chosen, strict=False)):
-        flat_index = np.ravel_multi_index(index, shapes[site]) if index else 0
-        truth = None
-        if reference is not None and site in reference:
-            truth = np.quantile(_column(reference[site], flat_index), levels)
+        flat_index = int(np.ravel_multi_index(index, shapes[site])) if index else 0
+        truth = _quantiles(reference, site, flat_index)
+        if truth is not None:
             panel.axvspan(truth[0], truth[4], color="0.90", linewidth=0, zorder=0)
             panel.axvspan(truth[1], truth[3], color="0.78", linewidth=0, zorder=0)
             panel.axvline(truth[2], color="0.1", linewidth=1, zorder=1)
-        quantiles = []
-        for j, (_, sites) in enumerate(draws.items()):
-            if site not in sites:
-                continue
-            q = np.quantile(_column(sites[site], flat_index), levels)
-            quantiles.append(q)
-            color = COLORS[j % len(COLORS)]
-            panel.plot([q[0], q[4]], [j, j], color=color, linewidth=1.2, solid_capstyle="butt", zorder=2)
-            panel.plot([q[1], q[3]], [j, j], color=color, linewidth=3.6, solid_capstyle="butt", zorder=2)
-            panel.plot(q[2], j, "o", color="white", markeredgecolor=color, markersize=4.5, zorder=3)
-        _posterior_limits(panel, quantiles, truth)
+        _panel(panel, [_quantiles(s, site, flat_index) for s in draws.values()], truth)
+        for j, name in enumerate(draws):
+            own = _quantiles((guide_draws or {}).get(name), site, flat_index)
+            if own is not None:
+                color = COLORS[j % len(COLORS)]
+                panel.plot([own[0], own[4]], [j, j], color=color, alpha=0.25, linewidth=8, solid_capstyle="butt")
         panel.set_title(labels(site, shapes[site])[flat_index], fontsize=9)
         panel.set_ylim(len(draws) - 0.4, -0.6)
         panel.set_yticks(range(len(draws)), list(draws) if i % columns == 0 else [""] * len(draws))
@@ -325,40 +341,55 @@ def posterior(
             panel.spines[side].set_visible(False)
     for panel in grid.ravel()[len(chosen) :]:
         panel.set_axis_off()
-    title = "Posterior of each scalar: median, central 50 % and 90 % of the guide's draws"
+    title = "Posterior of each scalar: median, central 50 % and 90 %"
+    if guide_draws is not None:
+        title += " after importance resampling; pale: 90 % of the guide's own draws"
     if reference is not None:
-        title += f"\nblack and grey: the same of {reference_name or 'the reference'}"
+        title += f"\nblack and grey: median, 50 % and 90 % of {reference_name or 'the reference'}"
     if left_out:
         title += f"\nnot shown: {left_out}"
     figure.suptitle(title, fontsize=10)
     return figure
 
 
-def _column(value: Any, index: int) -> np.ndarray:
-    """Finite draws of one element."""
+def _panel(panel: Axes, quantiles: list[np.ndarray | None], truth: np.ndarray | None) -> None:
+    """The intervals of one scalar, with limits that suit them."""
+    low, high = _posterior_limits([q for q in quantiles if q is not None], truth)
+    for j, q in enumerate(quantiles):
+        if q is None:
+            continue
+        color = COLORS[j % len(COLORS)]
+        panel.plot([q[0], q[4]], [j, j], color=color, linewidth=1.2, solid_capstyle="butt", zorder=3)
+        panel.plot([q[1], q[3]], [j, j], color=color, linewidth=3.6, solid_capstyle="butt", zorder=3)
+        panel.plot(q[2], j, "o", color="white", markeredgecolor=color, markersize=4.5, zorder=4)
+        for beyond, edge, marker in ((q[0] < low, low, "<"), (q[4] > high, high, ">")):
+            if beyond:
+                panel.plot(edge, j, marker, color=color, markersize=5, zorder=4, clip_on=False)
+    panel.set_xlim(low, high)
+
+
+def _quantiles(sites: dict[str, Any] | None, site: str, index: int) -> np.ndarray | None:
+    """5, 25, 50, 75 and 95 % of the finite draws of one element; None if there are none."""
+    if sites is None or site not in sites:
+        return None
+    value = sites[site]
     flat = np.asarray(value, np.float64).reshape(len(value), -1)[:, index]
     finite = flat[np.isfinite(flat)]
-    return finite if finite.size else np.zeros(1)
+    return np.quantile(finite, [0.05, 0.25, 0.5, 0.75, 0.95]) if finite.size else None
 
 
-def _posterior_limits(axes: Axes, quantiles: list[np.ndarray], truth: np.ndarray | None) -> None:
+def _posterior_limits(ends: list[np.ndarray], truth: np.ndarray | None) -> tuple[float, float]:
     """Room for every interval, except that one far too wide must not flatten the others."""
-    ends = [q for q in quantiles if np.isfinite(q).all()]
-    if truth is not None:
-        ends.append(truth)
+    ends = ends if truth is None else [*ends, truth]
     if not ends:
-        return
-    spans = [q[4] - q[0] for q in ends]
+        return 0.0, 1.0
+    spans = [float(q[4] - q[0]) for q in ends]
     base = truth if truth is not None else ends[int(np.argsort(spans)[len(spans) // 2])]
-    span = (base[4] - base[0]) or max(spans) or max(abs(base[2]), 1.0) * 0.1
-    low = max(min(q[0] for q in ends), base[0] - 1.5 * span)
-    high = min(max(q[4] for q in ends), base[4] + 1.5 * span)
+    span = float(base[4] - base[0]) or max(spans) or 0.1 * max(abs(float(base[2])), 1.0)
+    low = max(min(float(q[0]) for q in ends), float(base[0]) - 1.5 * span)
+    high = min(max(float(q[4]) for q in ends), float(base[4]) + 1.5 * span)
     margin = 0.05 * ((high - low) or span)
-    axes.set_xlim(low - margin, high + margin)
-    for j, q in enumerate(quantiles):
-        for end, edge, marker in ((q[0], low, "<"), (q[4], high, ">")):
-            if (end < edge) if marker == "<" else (end > edge):  # the interval goes on beyond the panel
-                axes.plot(edge, j, marker, color=COLORS[j % len(COLORS)], markersize=5, zorder=3, clip_on=False)
+    return low - margin, high + margin
 
 
 def _choose(

@@ -102,53 +102,48 @@ def exact(rule):
     noise, mass = rule
 
     def log_weights(params, x, i):
+        theta = jnp.broadcast_to(params["theta"], X.shape)[i]
         z = params["loc"][i] + params["scale"][i] * noise
-        return log_joint(params["theta"], z, x) - norm.logpdf(z, params["loc"][i], params["scale"][i])
+        return log_joint(theta, z, x) - norm.logpdf(z, params["loc"][i], params["scale"][i])
 
-    def expected(bound):
-        def value(params):
-            return sum(mass @ bound(log_weights(params, x, i)) for i, x in enumerate(X))
+    def ascent(objective, params):
+        """Gradient of Σ_i E objective(datum i), the expectation over the noise of all particles."""
+        return jax.grad(lambda p: sum(mass @ objective(p, x, i) for i, x in enumerate(X)))(params)
 
-        return jax.grad(value)(PARAMS)
+    def expected(bound, params):
+        return ascent(lambda p, x, i: bound(log_weights(p, x, i)), params)
 
-    def self_normalised(order, factor, along):
+    def self_normalised(order, factor, along, params):
         """E Σ_k ŵ_k ∂(...): the expectation of an estimator that is no derivative of a K-particle bound."""
 
-        def value(params):
-            total = 0.0
-            for i, x in enumerate(X):
-                log_w = log_weights(params, x, i)
-                w = stop_gradient(jnp.exp(order * log_w - logsumexp(order * log_w, 0)))
-                z = params["loc"][i] + params["scale"][i] * noise
-                if along == "score":
-                    terms = norm.logpdf(stop_gradient(z), params["loc"][i], params["scale"][i])
-                else:  # the path through z alone
-                    loc, scale = stop_gradient(params["loc"][i]), stop_gradient(params["scale"][i])
-                    terms = log_joint(params["theta"], z, x) - norm.logpdf(z, loc, scale)
-                total += mass @ jnp.sum(factor * w * terms, 0)
-            return total
+        def objective(p, x, i):
+            log_w = log_weights(p, x, i)
+            w = stop_gradient(jnp.exp(order * log_w - logsumexp(order * log_w, 0)))
+            z = p["loc"][i] + p["scale"][i] * noise
+            if along == "score":
+                terms = norm.logpdf(stop_gradient(z), p["loc"][i], p["scale"][i])
+            else:  # the path through z alone
+                fixed = stop_gradient(p)
+                theta = jnp.broadcast_to(fixed["theta"], X.shape)[i]
+                terms = log_joint(theta, z, x) - norm.logpdf(z, fixed["loc"][i], fixed["scale"][i])
+            return jnp.sum(factor * w * terms, 0)
 
-        return jax.grad(value)(PARAMS)
+        return ascent(objective, params)
 
-    cache = {}
-
-    def gradient(name, estimator):
+    def gradient(name, estimator, params=PARAMS):
         theta, phi = BOUNDS[name]
-        for bound in (theta, phi):
-            if bound is not None and bound not in cache:
-                cache[bound] = expected(bound)
         if name == "rws":
-            phi = self_normalised(1, 1.0, "score")
+            along_phi = self_normalised(1, 1.0, "score", params)
+        elif name == "vis" and estimator == "score":
+            along_phi = self_normalised(2, 1.0, "score", params)
+        elif name == "vis" and estimator == "dreg":
+            along_phi = self_normalised(2, 2.0, "path", params)
         elif name == "vis":
-            phi = {
-                "score": lambda: self_normalised(2, 1.0, "score"),
-                "dreg": lambda: self_normalised(2, 2.0, "path"),
-                "reparam": lambda: jax.tree.map(lambda g: -2 * g, expected(power(2))),
-            }[estimator]()
+            along_phi = jax.tree.map(lambda g: -2 * g, expected(power(2), params))
         else:
-            phi = cache[phi]
-        ascent = {"loc": phi["loc"], "scale": phi["scale"]}
-        return ascent if theta is None else ascent | {"theta": cache[theta]["theta"]}
+            along_phi = expected(phi, params)
+        along_theta = {} if theta is None else {"theta": expected(theta, params)["theta"]}
+        return {"loc": along_phi["loc"], "scale": along_phi["scale"]} | along_theta
 
     return gradient
 
@@ -352,6 +347,45 @@ def test_discrete_latents_against_enumeration(name):
     }
     estimator = {"elbo": es.ELBO, "iwae": es.IWAE, "chivi": es.CHIVI, "rws": es.RWS, "vis": es.VIS}[name](2)
     assert_agrees(sampled(estimator, DISCRETE_PARAMS, model=discrete_model, guide=discrete_guide), truth)
+
+
+@pytest.mark.parametrize(
+    ("name", "gradient"),
+    [(n, g) for n in ("iwae", "chivi", "vis", "rws") for g in gradients_of(n) if (n, g) != ("chivi", "score")],
+)
+def test_point_estimates_climb_what_theta_climbs(name, gradient, exact):
+    """A Delta site in the guide: no divergence can move a point, so it is a parameter of the model with a prior."""
+
+    def model(x):
+        with numpyro.plate("data", len(x)):
+            theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
+            z = numpyro.sample("z", dist.Normal(theta, 1.0))
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("theta", dist.Delta(numpyro.param("point", jnp.zeros(len(x)))))
+        lg.guide(x)
+
+    point = np.array([0.4, -0.2])
+    truth = exact(name, gradient, {**PARAMS, "theta": point})
+    truth["point"] = truth.pop("theta") - point  # and the prior's pull
+    params = {"point": point, "loc": PARAMS["loc"], "scale": PARAMS["scale"]}
+    assert_agrees(sampled(ESTIMATORS[name](gradient), params, model=model, guide=guide), truth)
+
+
+def test_parameters_of_a_change_of_variables():
+    """A guide that is a function of noise, with its log-Jacobian in a Delta: the path gradient must keep that term."""
+
+    def guide(x):
+        loc, scale = numpyro.param("loc", jnp.zeros(2)), numpyro.param("scale", jnp.ones(2))
+        with numpyro.plate("data", len(x)):
+            noise = numpyro.sample("noise", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+            numpyro.sample("z", dist.Delta(loc + scale * noise, log_density=-jnp.log(scale)))
+
+    truth = jax.grad(lambda p: lg.elbo(p["theta"], p["loc"], p["scale"], X))(jax.tree.map(jnp.asarray, PARAMS))
+    for gradient in ("reparam", "path", "score"):
+        assert_agrees(sampled(es.ELBO(2, gradient), guide=guide), truth)
 
 
 def test_point_estimates_beside_discrete_latents_learn():
