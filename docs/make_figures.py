@@ -1,7 +1,7 @@
 """The pictures of README and docs.
 
-    python docs/make_figures.py            gradient_snr.png, under a minute
-    python docs/make_figures.py compare    eight_schools_*.png: what `estimax compare eight_schools` draws
+python docs/make_figures.py            gradient_snr.png, under a minute
+python docs/make_figures.py compare    eight_schools_*.png: what `estimax compare eight_schools` draws
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from matplotlib.figure import Figure
+
 from estimax import estimators
 from estimax.inference.cli import main as command_line
 from estimax.inference.result import gradient_snr
 from estimax.models import tight_bounds
-from matplotlib.figure import Figure
 
 IMAGES = Path(__file__).parent / "images"
 PARTICLES = (1, 16, 128, 1024)

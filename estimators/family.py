@@ -26,13 +26,11 @@ class Named(LogWeight):
     def power(self) -> float | None:
         return 1.0
 
-    def __post_init__(self) -> None:
-        self._check_particles()
+    def _compose(self) -> None:
         theta, phi = self.pair()
         object.__setattr__(self, "theta", theta)
         object.__setattr__(self, "phi", phi)
         object.__setattr__(self, "likelihood_power", self.power())
-        super().__post_init__()
 
     def _groups(self, num_groups: int) -> int:
         valid = isinstance(num_groups, int) and num_groups >= 1 and self.num_particles % num_groups == 0

@@ -17,6 +17,7 @@ import numpyro
 from jax import Array
 from numpyro import distributions as dist
 from numpyro import handlers
+from numpyro.primitives import Messenger
 
 from .unconstrained import Site, constrain, unravel
 
@@ -51,11 +52,14 @@ class WhitenedNormal(eqx.Module):
     def __call__(self, *args: Any, **data: Any) -> dict[str, Array]:
         if args:
             raise TypeError("the default guide takes keyword arguments only: call model and guide as f(**data)")
-        unconstrained = self._sample_global() | self._sample_local()
+        # One plate, opened many times: its subsample is drawn when it is made.
+        plates = {p[0]: _plate(*p) for site in self.sites if site.local for p in site.plates}
+        unconstrained = self._sample_global() | self._sample_local(plates)
         # The model runs only to say what the supports are: nothing else of it is kept, so nothing else is computed.
-        values, log_dets, _ = constrain(handlers.seed(self.model, 0), data, unconstrained)
+        model = _at_subsamples(handlers.seed(self.model, 0), plates)
+        values, log_dets, _ = constrain(model, data, unconstrained)
         for site in self.sites:
-            with _open(site.plates if site.local else ()):
+            with _open(site, plates):
                 numpyro.sample(
                     site.name,
                     dist.Delta(values[site.name], log_density=-log_dets[site.name], event_dim=site.event_dim),
@@ -83,13 +87,13 @@ class WhitenedNormal(eqx.Module):
         numpyro.sample("_auto_volume", dist.Delta(0.0, log_density=-volume), infer={"is_auxiliary": True})
         return unravel(z, self.global_sites)
 
-    def _sample_local(self) -> dict[str, Array]:
+    def _sample_local(self, plates: dict[str, numpyro.plate]) -> dict[str, Array]:
         values = {}
         for site in self.sites:
             if not site.local:
                 continue
             event_dim = len(site.shape) - len(self._batch(site))
-            with _open(site.plates):
+            with _open(site, plates):
                 start, spread = self.local_loc[site.name], self.local_scale[site.name]
                 loc = numpyro.param(f"{site.name}_auto_loc", start, event_dim=event_dim)
                 scale = numpyro.param(
@@ -105,8 +109,25 @@ class WhitenedNormal(eqx.Module):
         return range(-min(dim for *_, dim in site.plates))
 
 
-def _open(plates: tuple[tuple[str, int, int, int], ...]) -> ExitStack:
+def _plate(name: str, size: int, subsample_size: int, dim: int) -> numpyro.plate:
+    return numpyro.plate(name, size, subsample_size=subsample_size, dim=dim)
+
+
+def _open(site: Site, plates: dict[str, numpyro.plate]) -> ExitStack:
     stack = ExitStack()
-    for name, size, subsample_size, dim in plates:
-        stack.enter_context(numpyro.plate(name, size, subsample_size=subsample_size, dim=dim))
+    for name, *_ in site.plates if site.local else ():
+        stack.enter_context(plates[name])
     return stack
+
+
+class _at_subsamples(Messenger):
+    """Run a model on the subsamples that these plates have drawn."""
+
+    def __init__(self, fn: Callable, plates: dict[str, numpyro.plate]) -> None:
+        self.plates = plates
+        super().__init__(fn)
+
+    def process_message(self, msg: dict) -> None:
+        if msg["type"] == "plate" and msg["name"] in self.plates:
+            with self.plates[msg["name"]] as indices:
+                msg["args"], msg["value"] = (msg["args"][0], len(indices)), indices

@@ -55,7 +55,9 @@ class LogWeight(Estimator, numpyro_elbo.ELBO):
     vectorize_particles: bool = True
 
     def __post_init__(self) -> None:
-        self._check_particles()
+        if isinstance(self.num_particles, bool) or not isinstance(self.num_particles, int) or self.num_particles < 1:
+            raise ValueError(f"num_particles must be an integer of at least 1, got {self.num_particles!r}")
+        self._compose()
         if self.gradient is not None and self.gradient not in GRADIENTS:
             raise ValueError(f"gradient must be one of {', '.join(GRADIENTS)} or None, got {self.gradient!r}")
         if self.gradient is not None and self.gradient not in self._phi.gradients:
@@ -70,9 +72,8 @@ class LogWeight(Estimator, numpyro_elbo.ELBO):
                 stacklevel=3,
             )
 
-    def _check_particles(self) -> None:
-        if isinstance(self.num_particles, bool) or not isinstance(self.num_particles, int) or self.num_particles < 1:
-            raise ValueError(f"num_particles must be an integer of at least 1, got {self.num_particles!r}")
+    def _compose(self) -> None:
+        """Where a subclass derives its objectives from its own arguments."""
 
     @property
     def _phi(self) -> Objective:

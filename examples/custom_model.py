@@ -9,22 +9,23 @@ verdict says how far each fit can be trusted, the evidence which of the two the 
 
 import argparse
 
-import estimax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+
+import estimax
 from estimax import estimators
 
-SPEED = np.array(  # miles per hour
-    [4, 4, 7, 7, 8, 9, 10, 10, 10, 11, 11, 12, 12, 12, 12, 13, 13, 13, 13, 14, 14, 14, 14, 15, 15]
-    + [15, 16, 16, 17, 17, 17, 18, 18, 18, 18, 19, 19, 19, 20, 20, 20, 20, 20, 22, 23, 24, 24, 24, 24, 25],
-    dtype=float,
+SPEED = np.fromstring(  # miles per hour
+    "4 4 7 7 8 9 10 10 10 11 11 12 12 12 12 13 13 13 13 14 14 14 14 15 15 "
+    "15 16 16 17 17 17 18 18 18 18 19 19 19 20 20 20 20 20 22 23 24 24 24 24 25",
+    sep=" ",
 )
-DISTANCE = np.array(  # feet
-    [2, 10, 4, 22, 16, 10, 18, 26, 34, 17, 28, 14, 20, 24, 28, 26, 34, 34, 46, 26, 36, 60, 80, 20, 26]
-    + [54, 32, 40, 32, 40, 50, 42, 56, 76, 84, 36, 46, 68, 32, 48, 52, 56, 64, 66, 54, 70, 92, 93, 120, 85],
-    dtype=float,
+DISTANCE = np.fromstring(  # feet
+    "2 10 4 22 16 10 18 26 34 17 28 14 20 24 28 26 34 34 46 26 36 60 80 20 26 "
+    "54 32 40 32 40 50 42 56 76 84 36 46 68 32 48 52 56 64 66 54 70 92 93 120 85",
+    sep=" ",
 )
 
 
@@ -55,7 +56,7 @@ def main() -> None:
     for model in (constant_noise, growing_noise):
         result = estimax.fit(
             model,
-            estimators.RWS(),
+            estimators.IWAE(),
             data={"speed": SPEED, "distance": DISTANCE},
             num_steps=50 if quick else 1000,
             progress_bar=not quick,

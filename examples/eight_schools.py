@@ -1,14 +1,15 @@
 """Eight schools from model to trusted posterior: fit, diagnose, summarise, hand over to ArviZ, compare.
 
-    python examples/eight_schools.py [--quick]
+python examples/eight_schools.py [--quick]
 """
 
 import argparse
 
-import estimax
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+
+import estimax
 from estimax import estimators
 
 

@@ -1,6 +1,6 @@
 """One estimator of estimax as the loss of NumPyro's own SVI; nothing else of estimax is used.
 
-    python examples/svi_drop_in.py [--quick]
+python examples/svi_drop_in.py [--quick]
 """
 
 import argparse
@@ -9,9 +9,10 @@ import jax
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from estimax import estimators
 from numpyro.infer import SVI, Predictive, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
+
+from estimax import estimators
 
 
 def model(x, y=None):

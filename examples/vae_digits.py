@@ -10,13 +10,14 @@ Needs scikit-learn for the images (pip install 'estimax[models]').
 import argparse
 import dataclasses
 
-import estimax
 import jax
 import numpy as np
-from estimax import estimators
-from estimax.models import vae_digits
 from numpyro import handlers
 from scipy.special import logsumexp
+
+import estimax
+from estimax import estimators
+from estimax.models import vae_digits
 
 
 def held_out_evidence(result: estimax.FitResult, num_samples: int) -> float:

@@ -6,7 +6,8 @@ the z that nobody showed them (complete and hidden log-likelihood, per test poin
 
     python examples/vis_mixture.py [--quick]
 
-The paper trains for 200 epochs with 5,000 particles; this is the same with 1,000 particles. With 500 VIS fails here: it needs to see the tail.
+The paper trains for 200 epochs with 5,000 particles; this is the same with 1,000. With 500 VIS
+fails here: an estimate of E[w^2] needs draws in the tail.
 """
 
 import argparse

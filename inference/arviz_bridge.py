@@ -26,14 +26,21 @@ def is_datatree() -> bool:
 
 
 def psis(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
-    """Pareto-smoothed, normalised log-weights and k̂ of a vector of log-weights; k̂ is −inf for constant weights."""
-    log_w = np.asarray(log_weights, np.float64)
-    if not np.isfinite(log_w).any():
-        return np.full_like(log_w, -np.log(len(log_w))), float("inf")
-    log_w = np.where(np.isnan(log_w) | (log_w == np.inf), -np.inf, log_w)
-    spread = float(np.ptp(log_w[np.isfinite(log_w)]))
-    if spread < 1e-9 * max(1.0, float(np.abs(log_w[np.isfinite(log_w)]).max())) and np.isfinite(log_w).all():
-        return np.full_like(log_w, -np.log(len(log_w))), float("-inf")
+    """Pareto-smoothed, normalised log-weights and k̂ of a vector of log-weights.
+
+    k̂ is −inf for weights that are constant up to the rounding of their dtype, and +inf where nothing can be said: no
+    positive weight, one that is no number, or a single draw.
+    """
+    given = np.asarray(log_weights)
+    rounding = max(1e-9, 32 * np.finfo(given.dtype).eps if given.dtype.kind == "f" else 0.0)
+    log_w = given.astype(np.float64)
+    uniform = np.full_like(log_w, -np.log(len(log_w)))
+    broken = np.isnan(log_w) | (log_w == np.inf)
+    if broken.all() or not np.isfinite(log_w).any() or len(log_w) == 1:
+        return uniform, float("inf")
+    log_w = np.where(broken, -np.inf, log_w)
+    if np.isfinite(log_w).all() and np.ptp(log_w) <= rounding * max(1.0, float(np.abs(log_w).max())):
+        return uniform, float("-inf")
     log_w = np.maximum(log_w - log_w.max(), -700.0)
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -43,7 +50,7 @@ def psis(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
             smoothed, khat = array_stats.psislw(log_w)
         else:
             smoothed, khat = arviz().psislw(log_w)
-    return np.asarray(smoothed), float(khat)
+    return np.asarray(smoothed), float("inf") if broken.any() or np.isnan(khat) else float(khat)
 
 
 def build(

@@ -407,7 +407,7 @@ def _settings(args: argparse.Namespace) -> dict[str, str]:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from .compare import compare
+    from .compare import compare, fold
 
     names = args.estimators or [n for n in DEFAULT_ESTIMATORS if n in available_estimators()]
     classes = [find_estimator(name) for name in names]
@@ -433,7 +433,7 @@ def _compare(args: argparse.Namespace) -> int:
         if not args.quiet:
             if target.log_evidence is not None:
                 print(f"exact log evidence of this model: {target.log_evidence():.3f}")
-            print("\n".join(hints(result)))
+            print("\n".join(fold(line, width) for line in hints(result)))
             print("\nsaving ...", end=" ")
         sys.stdout.flush()
         result.save(folder)

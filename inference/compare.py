@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import textwrap
 import unicodedata
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,7 +67,7 @@ class Comparison:
 
     def report(self, width: int | None = None) -> str:
         """The table with what its columns mean, folded into blocks no wider than `width` characters."""
-        return "\n".join([format_table(self.frame, width), "", *self.notes()])
+        return "\n".join([format_table(self.frame, width), "", *(fold(line, width) for line in self.notes())])
 
     def notes(self) -> list[str]:
         """Lines that go below the table: units, the reference, and what did not run."""
@@ -117,23 +117,28 @@ class Comparison:
     def save(self, folder: str | Path) -> Path:
         """Write table (CSV and Markdown), one netCDF file an estimator and pictures (PNG) into a folder.
 
-        A result that netCDF cannot hold is a warning: everything else is written all the same.
+        What cannot be written does not keep the rest from being written.
 
         Raises:
-            OSError: the folder cannot be made or written.
+            OSError: the folder cannot be made or written; or, after all else is written, some fits cannot be saved.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.frame.to_csv(folder / "table.csv")
         text = "\n".join([to_markdown(self.frame), "", *(f"- {line}" for line in self.notes())])
         (folder / "table.md").write_text(text + "\n", encoding="utf-8")
+        failed = []
         for name, result in self.results.items():
+            file = f"{_file_name(name)}.nc"
             try:
-                result.save(str(folder / f"{_file_name(name)}.nc"), seed=self.seed)
-            except (TypeError, ValueError, NotImplementedError) as error:
-                warnings.warn(f"no netCDF file of {name}: {error}", stacklevel=2)
+                result.save(str(folder / file), seed=self.seed)
+            except Exception as error:
+                failed.append(f"{file} ({_reason(error)})")
+                _log.debug("%s could not be saved", name, exc_info=True)
         for name, figure in self.plot().items():
             figure.savefig(folder / f"{name}.png", dpi=120)
+        if failed:
+            raise OSError(f"saved in {folder}, all but {', '.join(failed)}")
         return folder
 
 
@@ -280,7 +285,7 @@ def _cost(result: FitResult) -> dict[str, Any]:
 def _measure(result: FitResult, reference: dict[str, np.ndarray] | None, num_samples: int, seed: int) -> dict[str, Any]:
     if not has_posterior(result):
         return {}
-    log_w = np.asarray(result.log_weights(num_samples, seed=seed + 1), np.float64)
+    log_w = np.asarray(result.log_weights(num_samples, seed=seed + 1))
     e = estimate(log_w)
     row: dict[str, Any] = {
         "log_evidence": e.value,
@@ -418,6 +423,11 @@ def run_nuts(model: Callable, data: dict[str, Any], seed: int, progress_bar: boo
     rhat = np.nanmax(rhats) if np.isfinite(rhats).any() else np.nan
     name = f"NUTS (4 chains of 1000 draws, worst R̂ {rhat:.3f}, divergences: {divergences})"
     return {k: v.reshape(-1, *v.shape[2:]) for k, v in draws.items()}, name
+
+
+def fold(line: str, width: int | None) -> str:
+    """A line broken at words where it is longer than `width`."""
+    return line if width is None else textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def format_table(frame: pd.DataFrame, width: int | None = None) -> str:

@@ -63,15 +63,17 @@ def verdict(khat: float, num_samples: int, ess: float = 0.0) -> str:
 
 def estimate(log_weights: np.ndarray) -> Evidence:
     """Evidence from log-weights of shape ``(S, *local plates)``."""
-    log_w = np.asarray(log_weights, np.float64)
-    num_samples = log_w.shape[0]
-    flat = log_w.reshape(num_samples, -1)
+    given = np.asarray(log_weights)
+    num_samples, shape = given.shape[0], given.shape[1:]
+    columns = given.reshape(num_samples, -1).T
+    flat = columns.T.astype(np.float64)
     value = logsumexp(flat, axis=0) - math.log(num_samples)
-    relative = np.exp(flat - value)
-    stderr = relative.std(axis=0, ddof=1) / math.sqrt(num_samples) if num_samples > 1 else np.full(len(value), np.nan)
-    ess = relative.sum(0) ** 2 / (relative**2).sum(0)
-    khat = np.array([psis(column)[1] for column in flat.T])
-    shape = log_w.shape[1:]
+    with np.errstate(invalid="ignore"):  # no finite weight: no number either
+        relative = np.exp(flat - value)
+        stderr = relative.std(axis=0, ddof=1) if num_samples > 1 else np.full(len(value), np.nan)
+        stderr /= math.sqrt(num_samples)
+        ess = relative.sum(0) ** 2 / (relative**2).sum(0)
+    khat = np.array([psis(column)[1] for column in columns])
     local = {"value": value, "stderr": stderr, "khat": khat, "ess": ess} if shape else {}
     return Evidence(
         value=float(value.sum()),

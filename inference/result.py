@@ -22,13 +22,27 @@ from .start import Start
 
 
 @eqx.filter_jit
-def _sample(posterior: Posterior, rng_key: Array, num_samples: int) -> dict[str, Array]:
+def _compiled_sample(posterior: Posterior, rng_key: Array, num_samples: int) -> dict[str, Array]:
     return posterior.sample(rng_key, num_samples)
 
 
 @eqx.filter_jit
-def _log_weights(posterior: Posterior, rng_key: Array, num_samples: int) -> Array:
+def _compiled_log_weights(posterior: Posterior, rng_key: Array, num_samples: int) -> Array:
     return posterior.log_weights(rng_key, num_samples)
+
+
+def _bucket(num_samples: int) -> int:
+    """The next power of two: few sizes are ever compiled. Draw i depends on the key and i alone."""
+    return max(256, 1 << (num_samples - 1).bit_length())
+
+
+def _sample(posterior: Posterior, rng_key: Array, num_samples: int) -> dict[str, Array]:
+    draws = _compiled_sample(posterior, rng_key, _bucket(num_samples))
+    return {name: value[:num_samples] for name, value in draws.items()}
+
+
+def _log_weights(posterior: Posterior, rng_key: Array, num_samples: int) -> Array:
+    return _compiled_log_weights(posterior, rng_key, _bucket(num_samples))[:num_samples]
 
 
 @dataclass(frozen=True, eq=False)

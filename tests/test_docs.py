@@ -53,6 +53,8 @@ def test_code_blocks_run(page, quick_compile, monkeypatch, tmp_path):
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 def test_links_lead_somewhere(page):
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
-    targets = [t for t in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) if not t.startswith(("http:", "https:", "mailto:"))]
+    targets = [
+        t for t in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) if not t.startswith(("http:", "https:", "mailto:"))
+    ]
     missing = [t for t in targets if not (page.parent / t).exists()]
     assert not missing

@@ -96,6 +96,7 @@ def test_the_printed_table_says_what_its_columns_mean(result):
     for word in ("log evidence", "IW bound", "k̂", "ESS", "PSIS mean err", "steps/s", "nats", "the reference draws"):
         assert word in text
     assert f"{LOG_EVIDENCE:.1f}" in text
+    assert max(map(len, result.report(70).splitlines())) <= 71  # the hat of k̂ takes no room
 
 
 def test_columns_line_up_whatever_the_width(result):
@@ -129,14 +130,19 @@ def test_save_writes_everything(result, tmp_path):
     assert az.from_netcdf(str(folder / "ELBO.nc"))["posterior"]["mu"].shape == (1, 1000)
 
 
-def test_what_netcdf_cannot_hold_is_a_warning(result, tmp_path, monkeypatch):
-    def refuse(self, path, **_):
-        raise TypeError("cannot save data that is neither array nor number")
+def test_what_netcdf_cannot_hold_keeps_nothing_else_from_being_saved(result, tmp_path, monkeypatch):
+    save = estimax.FitResult.save
+
+    def refuse(self, path, **options):
+        if isinstance(self.estimator, ELBO):
+            raise TypeError("cannot save data that is neither array nor number")
+        save(self, path, **options)
 
     monkeypatch.setattr(estimax.FitResult, "save", refuse)
-    with pytest.warns(UserWarning, match="no netCDF file of IWAE: cannot save data"):
+    with pytest.raises(OSError, match=r"all but ELBO.nc \(cannot save data"):
         result.save(tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} >= {"table.csv", "table.md", "losses.png", "posterior.png"}
+    names = {p.name for p in tmp_path.iterdir()}
+    assert names == {"table.csv", "table.md", "losses.png", "weights.png", "posterior.png", "IWAE.nc"}
 
 
 def test_same_seed_same_table(result):

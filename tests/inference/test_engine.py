@@ -129,7 +129,7 @@ def narrow(y):
 
 def test_loss_that_stops_being_finite_keeps_the_last_finite_parameters():
     with pytest.warns(RuntimeWarning, match=r"stopped being finite at step \d+.*site 'y'.*learning_rate") as caught:
-        result = fit(cliff, ELBO(4), {"y": 5.0}, guide=narrow, num_steps=1000, progress_bar=False)
+        result = fit(cliff, ELBO(4, gradient="reparam"), {"y": 5.0}, guide=narrow, num_steps=1000, progress_bar=False)
     assert result.status == "non-finite"
     step = int(np.argmax(~np.isfinite(result.losses)))
     assert f"step {step}:" in str(caught[0].message)
@@ -175,8 +175,9 @@ def test_data_outside_the_support_is_named():
 def test_all_restarts_bad_still_leaves_finite_parameters(num_restarts):
     with pytest.warns(RuntimeWarning, match="stopped being finite"):
         result = fit(
-            cliff, ELBO(4), {"y": 5.0}, guide=narrow, num_steps=1000, num_restarts=num_restarts, progress_bar=False
-        )
+            cliff, ELBO(4, gradient="reparam"), {"y": 5.0}, guide=narrow, num_steps=1000, num_restarts=num_restarts,
+            progress_bar=False,
+        )  # fmt: skip
     assert result.status == "non-finite"
     assert np.isfinite(result.params["m"])
 

@@ -66,13 +66,13 @@ def errors(draws, truth):
 
 SLOW = [
     pytest.param(data, name, marks=pytest.mark.slow)
-    for data in ("ccard", "engel", "stackloss", "longley")
+    for data in ("scores", "ccard", "engel", "stackloss", "longley")
     for name in FAMILY
     if (data, name) != ("longley", "ELBO")
 ]
 
 
-@pytest.mark.parametrize(("data", "name"), [("diabetes", n) for n in FAMILY] + [("scores", n) for n in FAMILY] + SLOW)
+@pytest.mark.parametrize(("data", "name"), [("diabetes", n) for n in FAMILY] + SLOW)
 def test_raw_regression_needs_no_tuning(data, name):
     """40,000 draws: Monte Carlo error 0.005 sd in a mean, 0.4 % in a sd (twice that where tails are heavy)."""
     X, y = raw(data)
@@ -154,6 +154,7 @@ def test_support_that_depends_on_another_latent():
         assert abs(draws[name].std() / sd - 1) < 0.05
 
 
+@pytest.mark.slow
 def test_simplex_and_ordered_vectors():
     """Dirichlet–multinomial in closed form; an ordered pair against quadrature."""
     counts = np.array([3, 9, 1, 7])
@@ -240,6 +241,7 @@ def test_subsampled_plate():
     assert abs(evidence.value - exact.sum()) < 4 * evidence.stderr + 1e-3
 
 
+@pytest.mark.slow
 def test_subsampled_plate_of_observations_only():
     """A mean of 400 data from batches of 20: conjugate Gaussian."""
 
@@ -304,6 +306,8 @@ def test_optimizer_that_is_wrong():
         optimised(optimizer=object())
     with pytest.raises(TypeError, match="function"):
         optimised(optimizer=optax.adam)
+    with pytest.raises(TypeError, match="Minimize"):  # a whole minimisation, not a step
+        optimised(optimizer=optim.Minimize())
     with pytest.raises(ValueError, match="learning_rate goes with a named optimizer"):
         optimised(optimizer=optax.adam(0.1), learning_rate=0.1)
     for rate in (0.0, -1.0, float("nan")):
@@ -386,6 +390,7 @@ def test_rng_key_instead_of_seed_and_nothing_global():
     np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
 
 
+@pytest.mark.slow
 def test_numpyro_handlers_reparam_is_a_model_like_any_other():
     """A user's wrapped model: effect handlers compose with `fit`."""
     from numpyro.infer.reparam import LocScaleReparam

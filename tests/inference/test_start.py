@@ -65,8 +65,8 @@ def test_every_start_ends_at_the_posterior(method, exact):
     result = fit(GAUSSIAN.model, ELBO(), GAUSSIAN.data(), start=option, progress_bar=False, num_steps=1500)
     mean, covariance = exact
     draws = np.asarray(result.sample(20_000)["z"])
-    assert np.max(np.abs(draws.mean(0) - mean) / np.sqrt(np.diag(covariance))) < 0.05
-    np.testing.assert_allclose(draws.std(0), np.sqrt(np.diag(covariance)), rtol=0.05)
+    assert np.max(np.abs(draws.mean(0) - mean) / np.sqrt(np.diag(covariance))) < 0.1
+    np.testing.assert_allclose(draws.std(0), np.sqrt(np.diag(covariance)), rtol=0.1)
     if method == "Start":
         assert result.start is option
 

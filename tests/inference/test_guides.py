@@ -1,0 +1,143 @@
+"""Guides of every kind: NumPyro's automatic ones as class and instance, hand-written ones, and the default."""
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.infer import SVI, autoguide
+from numpyro.infer.initialization import init_to_value
+
+from estimax import fit, models
+from estimax.estimators import ELBO, IWAE, VIS, WhitenedNormal
+
+ENTRY = models.linear_gaussian
+POSTERIOR = ENTRY.posterior(ENTRY.data())
+
+
+def quick(guide, estimator=None, num_steps=1000, **options):
+    estimator = ELBO(8) if estimator is None else estimator
+    return fit(
+        ENTRY.model, estimator, ENTRY.data(), guide=guide, num_steps=num_steps, progress_bar=False, **options
+    )
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [
+        autoguide.AutoMultivariateNormal,
+        autoguide.AutoNormal,
+        pytest.param(autoguide.AutoDiagonalNormal, marks=pytest.mark.slow),
+        pytest.param(autoguide.AutoLowRankMultivariateNormal, marks=pytest.mark.slow),
+        pytest.param(autoguide.AutoIAFNormal, marks=pytest.mark.slow),
+        pytest.param(autoguide.AutoBNAFNormal, marks=pytest.mark.slow),
+        pytest.param(autoguide.AutoDAIS, marks=pytest.mark.slow),
+    ],
+)
+def test_automatic_guides_start_at_the_mode_and_reach_it(cls):
+    result = quick(cls, IWAE(8))
+    mean, covariance = POSTERIOR
+    sd = np.sqrt(np.diag(covariance))
+    draws = np.asarray(result.sample(20_000, resample="psis")["z"], np.float64)
+    assert result.start is not None
+    assert np.max(np.abs(draws.mean(0) - mean) / sd) < 0.1
+    np.testing.assert_allclose(draws.std(0), sd, rtol=0.1)
+    evidence = result.log_evidence(20_000)
+    assert abs(evidence.value - ENTRY.log_evidence(ENTRY.data())) < 4 * evidence.stderr + 1e-3
+
+
+def test_class_starts_at_the_mode():
+    before = quick(autoguide.AutoNormal, num_steps=1).at_start()
+    np.testing.assert_allclose(before.params["z_auto_loc"], POSTERIOR[0], atol=1e-3)
+
+
+def test_instance_keeps_its_own_start():
+    guide = autoguide.AutoNormal(ENTRY.model, init_loc_fn=init_to_value(values={"z": jnp.ones(3)}))
+    result = quick(guide, num_steps=1)
+    assert result.guide is guide
+    assert result.start is None
+    np.testing.assert_allclose(result.at_start().params["z_auto_loc"], 1, atol=1e-6)
+
+
+def test_instance_that_numpyro_has_used_before():
+    guide = autoguide.AutoNormal(ENTRY.model)
+    data = {k: jnp.asarray(v) for k, v in ENTRY.data().items()}
+    import jax
+    import optax
+
+    SVI(ENTRY.model, guide, optax.adam(0.01), ELBO(2)).run(jax.random.key(0), 2, progress_bar=False, **data)
+    assert np.isfinite(quick(guide, num_steps=5).losses).all()
+
+
+def test_guide_function_that_takes_any_keywords():
+    def guide(**data):
+        numpyro.sample("z", dist.Normal(numpyro.param("m", jnp.zeros(3)), 0.5).to_event(1))
+
+    result = quick(guide)
+    precision = np.linalg.inv(POSTERIOR[1])
+    np.testing.assert_allclose(precision @ (result.params["m"] - POSTERIOR[0]), 0, atol=0.3)
+
+
+def test_default_guide_is_an_ordinary_guide_of_numpyro(default_fit):
+    import jax
+    import optax
+
+    guide = default_fit("linear_gaussian", "ELBO").guide
+    assert isinstance(guide, WhitenedNormal)
+    data = {k: jnp.asarray(v) for k, v in ENTRY.data().items()}
+    svi = SVI(ENTRY.model, guide, optax.adam(0.01), ELBO(4))
+    outcome = svi.run(jax.random.key(0), 20, progress_bar=False, **data)
+    assert np.isfinite(outcome.losses).all()
+    with pytest.raises(TypeError, match="keyword arguments only"):
+        guide(data["x"])
+
+
+def test_default_guide_names_its_parameters_in_posterior_units(default_fit):
+    params = default_fit("linear_gaussian", "ELBO").params
+    np.testing.assert_allclose(params["auto_loc"], 0, atol=0.02)
+    np.testing.assert_allclose(params["auto_scale_tril"], np.eye(3), atol=0.02)
+
+
+def test_local_latents_with_event_dims_and_theta():
+    """z_i in R², theta a vector: the default guide has one Gaussian a datum."""
+
+    def model(x):
+        theta = numpyro.param("theta", jnp.zeros(2))
+        with numpyro.plate("n", len(x)):
+            z = numpyro.sample("z", dist.Normal(theta, 1.0).to_event(1))
+            numpyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    x = np.random.default_rng(0).normal([1, -2], np.sqrt(2), (30, 2))
+    result = fit(model, VIS(), {"x": x}, progress_bar=False)
+    np.testing.assert_allclose(result.params["theta"], x.mean(0), atol=0.05)
+    assert result.params["z_auto_loc"].shape == (30, 2)
+    assert result.log_weights(10).shape == (10, 30)
+    draws = np.asarray(result.sample(4000, resample="psis")["z"])
+    assert np.max(np.abs(draws.mean(0) - (x + result.params["theta"]) / 2)) < 4.5 * np.sqrt(0.5 / 4000)
+
+
+def test_amortised_guide_with_networks_and_batches():
+    pytest.importorskip("sklearn")
+    entry = models.vae_digits
+    data = {"x": entry.data()["x"][:200], "batch_size": 50}
+    result = fit(entry.model, IWAE(4), data, guide=entry.guide, num_steps=300, learning_rate=3e-3, progress_bar=False)
+    assert result.losses[-50:].mean() < 0.8 * result.losses[:10].mean()
+    held_out = result.with_data({"x": entry.held_out()["x"][:20]})
+    assert held_out.log_weights(5).shape == (5, 20)
+    assert held_out.sample(5)["z"].shape == (5, 20, 10)
+
+
+def test_discrete_latent_with_a_guide_of_its_own():
+    """One coin: posterior odds 0.3 N(2; 3, 1) / 0.7 N(2; 0, 1)."""
+
+    def model(y):
+        k = numpyro.sample("k", dist.Bernoulli(0.3))
+        numpyro.sample("y", dist.Normal(3.0 * k, 1), obs=y)
+
+    def guide(y):
+        numpyro.sample("k", dist.Bernoulli(logits=numpyro.param("l", 0.0)))
+
+    result = fit(model, ELBO(16), {"y": 2.0}, guide=guide, learning_rate=0.05, progress_bar=False)
+    on, off = 0.3 * np.exp(-0.5), 0.7 * np.exp(-2)
+    assert 1 / (1 + np.exp(-result.params["l"])) == pytest.approx(on / (on + off), abs=0.03)
+    assert result.log_evidence(4000).value == pytest.approx(np.log((on + off) / np.sqrt(2 * np.pi)), abs=0.02)
