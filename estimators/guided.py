@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class GuidedProblem(Problem):
     """A log-weight estimator on one model, guide and data set."""
 
-    estimator: LogWeight
+    estimator: Any
     model: Callable
     guide: Callable
     transforms: dict[str, Any]
@@ -45,7 +45,8 @@ class GuidedProblem(Problem):
             estimator=estimator, model=model, guide=guide, transforms=transforms, theta=structure.theta, params={},
             data=dict(data),
         )  # fmt: skip
-        return replace(problem, params=_init(problem, rng_key))
+        # Initial values do not depend on the estimator: without it, one compilation serves them all.
+        return replace(problem, params=_init(replace(problem, estimator=None), rng_key))
 
     def init(self, rng_key: Array) -> Params:
         model_key, guide_key = random.split(rng_key)

@@ -18,6 +18,7 @@ import abc
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ class Objective(abc.ABC):
     * ``score``: ∂ log q(z_k)/∂φ at fixed z_k                                (gradient="score")
     """
 
-    gradients: tuple[str, ...] = GRADIENTS
+    gradients: ClassVar[tuple[str, ...]] = GRADIENTS
     """Gradient estimators that exist for this objective."""
 
     @property
@@ -206,7 +207,7 @@ class ForwardKL(Objective):
     The value is −Σ_k ŵ_k log(K ŵ_k), the self-normalised estimate of −KL(p‖q).
     """
 
-    gradients: tuple[str, ...] = ("score", "dreg")
+    gradients: ClassVar[tuple[str, ...]] = ("score", "dreg")
 
     def __call__(self, log_w: Array) -> Array:
         w = jax.nn.softmax(log_w, 0)
@@ -232,7 +233,7 @@ class ForwardChi2(Objective):
     twice that, because there the dependence of the sampling density on φ is missing.
     """
 
-    gradients: tuple[str, ...] = ("score", "reparam", "dreg")
+    gradients: ClassVar[tuple[str, ...]] = ("score", "reparam", "dreg")
 
     def __call__(self, log_w: Array) -> Array:
         return jnp.log(log_w.shape[0]) - logsumexp(2 * log_w, 0)

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from scipy.special import logsumexp
 
 
 @lru_cache(maxsize=1)
@@ -47,7 +48,10 @@ def psis(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
         if is_datatree():
             from arviz_stats.base import array_stats
 
-            smoothed, khat = array_stats.psislw(log_w)
+            try:
+                smoothed, khat = array_stats.psislw(log_w)
+            except ValueError:  # one draw holds all the weight: there is no tail to smooth
+                return log_w - logsumexp(log_w), float("inf")
         else:
             smoothed, khat = arviz().psislw(log_w)
     return np.asarray(smoothed), float("inf") if broken.any() or np.isnan(khat) else float(khat)

@@ -89,7 +89,7 @@ def _advice(result: FitResult, evidence: Evidence, start: Evidence | None, drift
         advice.append("the loss was still falling at the end: take more steps (result.resume(num_steps))")
     if evidence.verdict == "good":
         advice.append(
-            'draws can be trusted; sample(resample="psis") removes what bias is left, the evidence is good to its error'
+            'weighted draws can be trusted: take sample(resample="psis"), and the evidence to its standard error'
         )
     elif evidence.verdict == "ok":
         advice.append('use sample(resample="psis") and many draws; trust the evidence to a few of its standard errors')

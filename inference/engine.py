@@ -178,8 +178,8 @@ def run(
                 else:
                     # Towards the aimed-at length, not in one jump: the first timed call may be a slow one.
                     chunk = int(np.clip(size * CALL_SECONDS / max(spent, 1e-6), 1, 8 * chunk))
-                losses.append(np.asarray(loss[:taken]))
-                logs.append(jax.tree.map(lambda x, n=taken: np.asarray(x[:n]), logged))
+                losses.append(np.asarray(loss)[:taken])
+                logs.append(jax.tree.map(lambda x, n=taken: np.asarray(x)[:n], logged))
                 done += taken
                 recent = float(np.nanmean(losses[-1])) if np.isfinite(losses[-1]).any() else float("nan")
                 bar.update(taken)

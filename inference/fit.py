@@ -210,7 +210,11 @@ _OPTIMIZERS = ("adam", "adamw", "adabelief", "amsgrad", "lion", "nadam", "radam"
 def _with_initial(problem: Problem, initial: dict[str, Any]) -> Problem:
     """The problem with given constrained values of some parameters as its initial ones."""
     unconstrained = {n: problem.transforms[n].inv(v) for n, v in initial.items()}  # type: ignore[attr-defined]
-    params = {n: jax.tree.map(jnp.asarray, unconstrained.get(n, v)) for n, v in problem.params.items()}
+    # Of the dtypes that the problem has, and not weakly typed: else the step would compile once more.
+    params = {
+        n: jax.tree.map(lambda new, old: jax.lax.convert_element_type(new, old.dtype), unconstrained.get(n, v), v)
+        for n, v in problem.params.items()
+    }
     return replace(problem, params=params)  # type: ignore[type-var]
 
 

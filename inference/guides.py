@@ -64,8 +64,14 @@ def _from_class(
             raise
         found, strategy = None, init_to_uniform
     fresh = cls(model, init_loc_fn=strategy)
-    with handlers.trace() as tr:
-        handlers.seed(fresh, seed)(**data)
+    try:
+        with handlers.trace() as tr:
+            handlers.seed(fresh, seed)(**data)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{cls.__name__} found no values of the latents at which the density of the model and its gradient are "
+            "finite: check priors and data, or give start= a dict of feasible values"
+        ) from error
     initial = {n: s["value"] for n, s in tr.items() if s["type"] == "param"}
     key = (model, cls, _signature(data), _supports(fresh))
     return _INSTANCES.setdefault(key, fresh), found, initial

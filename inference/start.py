@@ -369,8 +369,10 @@ def _user_point(target: _Target, values: dict[str, Any]) -> Array:
     given = {k: jnp.asarray(v, jnp.result_type(float)) for k, v in values.items()}
     with full_plates():
         model = handlers.substitute(target.prepared(), data=given)
-        model = handlers.substitute(handlers.seed(model, 0), substitute_fn=init_to_uniform)
-        tr = handlers.trace(model).get_trace(**target.data)
+        others = handlers.substitute(
+            handlers.seed(model, 0), substitute_fn=lambda s: None if s["name"] in given else init_to_uniform(s)
+        )
+        tr = handlers.trace(others).get_trace(**target.data)
     out = {}
     for site in target.sites:
         fn, value = tr[site.name]["fn"], tr[site.name]["value"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from jax import random
 from numpyro.infer import autoguide
 
 from .. import estimators
-from ..estimators.base import Estimator
+from ..estimators.base import Estimator, Problem
 from .arviz_bridge import to_netcdf
 from .data import check_model, prepare
 from .guides import resolve
@@ -64,12 +64,7 @@ def save(result: FitResult, path: str | Path, num_samples: int, seed: int) -> No
         arrays[f"param/{i}"] = np.asarray(leaf)
     for i, leaf in enumerate(jax.tree.leaves(result.problem.params)):
         arrays[f"initial/{i}"] = np.asarray(leaf)
-    static = {}
-    for key, value in result.data.items():
-        if hasattr(value, "shape"):
-            arrays[f"data/{key}"] = np.asarray(value)
-        else:
-            static[key] = value
+    data = _pack(result.data, "data", arrays)
     start = None
     if result.start is not None:
         start = {k: v for k, v in dataclasses.asdict(result.start).items() if not isinstance(v, (np.ndarray, dict))}
@@ -85,7 +80,8 @@ def save(result: FitResult, path: str | Path, num_samples: int, seed: int) -> No
         "estimator": estimator,
         "estimator_repr": repr(result.estimator),
         "guide": _guide_name(result.guide),
-        "static_data": static,
+        "data": data,
+        "sites": _site_shapes(result.problem, result.unconstrained),
         "start": start,
         "seconds": result.seconds,
         "num_steps": result.num_steps,
@@ -130,7 +126,7 @@ def load(path: str | Path, model: Callable, *, guide: Any = None, estimator: Est
     if meta["version"] > VERSION:
         raise ValueError(f"{str(path)!r} has format {meta['version']}, this estimax reads up to {VERSION}")
     arrays = {str(name).replace("|", "/"): np.asarray(v) for name, v in dataset.data_vars.items()}
-    data = prepare(model, {**meta["static_data"], **_under(arrays, "data/")})
+    data = prepare(model, _unpack(meta["data"], arrays))
     theta = check_model(model, data)
     if estimator is None:
         if meta["estimator"] is None:
@@ -144,8 +140,10 @@ def load(path: str | Path, model: Callable, *, guide: Any = None, estimator: Est
         start = Start(**saved)
     guide = _restore_guide(meta["guide"], guide, model, data, theta, start)
     problem = estimator.problem(random.key(0), model, guide, data)
-    structure = jax.tree.structure(problem.params)
-    unconstrained, initial = _leaves(arrays, "param/", structure), _leaves(arrays, "initial/", structure)
+    unconstrained, initial = _leaves(arrays, "param/", problem.params), _leaves(arrays, "initial/", problem.params)
+    sites = _site_shapes(problem, unconstrained)
+    if sites != meta["sites"]:
+        raise ValueError(f"{str(path)!r} has draws of {meta['sites']}, the model of {sites}: not the same model")
     return FitResult(
         params={k: jax.tree.map(np.asarray, v) for k, v in problem.constrain(unconstrained).items()},
         losses=arrays["losses"],
@@ -191,10 +189,42 @@ def _under(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     return {name[len(prefix) :]: value for name, value in arrays.items() if name.startswith(prefix)}
 
 
-def _leaves(arrays: dict[str, np.ndarray], prefix: str, structure: Any) -> Any:
+def _leaves(arrays: dict[str, np.ndarray], prefix: str, like: Any) -> Any:
+    """The saved parameters in the tree of `like`."""
     found = _under(arrays, prefix)
-    if len(found) != structure.num_leaves:
+    saved = [found[str(i)] for i in range(len(found))]
+    expected, structure = jax.tree.flatten(like)
+    if [x.shape for x in saved] != [x.shape for x in expected]:
         raise ValueError(
-            f"the file has {len(found)} parameters, model and guide have {structure.num_leaves}: not the same model"
+            f"the file has parameters of shapes {[x.shape for x in saved]}, model and guide have "
+            f"{[x.shape for x in expected]}: not the same model, or a guide with arguments of its own (give guide=)"
         )
-    return jax.tree.unflatten(structure, [jax.numpy.asarray(found[str(i)]) for i in range(len(found))])
+    return jax.tree.unflatten(structure, [jax.numpy.asarray(x) for x in saved])
+
+
+def _site_shapes(problem: Problem, params: Any) -> dict[str, list[int]]:
+    """Shapes of what the posterior draws, by site, without drawing."""
+
+    def draw(key: Any) -> dict[str, Any]:
+        posterior = problem.posterior(params)
+        return {} if posterior is None else posterior.sample(key, 1)
+
+    return {name: list(value.shape[1:]) for name, value in sorted(jax.eval_shape(draw, random.key(0)).items())}
+
+
+def _pack(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
+    """Data as JSON, with every array put aside under a name."""
+    if hasattr(value, "shape"):
+        arrays[name] = np.asarray(value)
+        return {"array": name}
+    if isinstance(value, Mapping):
+        return {"dict": {key: _pack(item, f"{name}/{key}", arrays) for key, item in value.items()}}
+    return value
+
+
+def _unpack(value: Any, arrays: dict[str, np.ndarray]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if "array" in value:
+        return arrays[value["array"]]
+    return {key: _unpack(item, arrays) for key, item in value["dict"].items()}

@@ -111,7 +111,7 @@ def _read_json(stem: Path) -> Any:
 
 def _to_sites(draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Gather scalars named `beta[1]`, `beta[2]`, ... (one-based, `a[1,2]` for matrices) into one array per site."""
-    parts: dict[str, dict[tuple[int, ...], np.ndarray]] = {}
+    parts: dict[str, dict[Any, np.ndarray]] = {}
     for name, values in draws.items():
         match = re.fullmatch(r"([^\[\]]+)(?:\[([\d,]+)\])?", name)
         if match is None:

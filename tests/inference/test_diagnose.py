@@ -25,7 +25,7 @@ def test_good_fit(default_fit):
     assert diagnosis.verdict == "good"
     assert diagnosis.status == "finished"
     assert "verdict: good" in text
-    assert "draws can be trusted" in text
+    assert "weighted draws can be trusted" in text
     assert "start: laplace" in text
     assert "still falling" not in text
 

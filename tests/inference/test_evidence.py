@@ -56,8 +56,8 @@ def test_per_datum(log_w):
     assert evidence.value == pytest.approx(sum(p.value for p in parts))
     assert evidence.elbo == pytest.approx(sum(p.elbo for p in parts))
     assert evidence.stderr == pytest.approx(np.sqrt(sum(p.stderr**2 for p in parts)))
-    assert evidence.khat == max(p.khat for p in parts)
-    assert evidence.ess == min(p.ess for p in parts)
+    assert evidence.khat == pytest.approx(max(p.khat for p in parts))
+    assert evidence.ess == pytest.approx(min(p.ess for p in parts))
     for name in ("value", "stderr", "khat", "ess"):
         np.testing.assert_allclose(evidence.local[name], [getattr(p, name) for p in parts])
     assert estimate(log_w.reshape(500, 2, 2)).local["khat"].shape == (2, 2)
@@ -82,8 +82,8 @@ def test_threshold_by_sample_size():
         (0.71, 10**5, 10, "do not use"),
         (0.68, 1000, 10, "do not use"),  # the limit of 1000 draws is 2/3
         (0.45, 50, 10, "do not use"),  # and of 50 draws 0.41
-        (0.9, 10**5, 99_001, "ok"),  # weights that hardly vary: no mean can be off by 0.1 sd
-        (0.9, 10**5, 98_900, "do not use"),
+        (0.9, 10**5, 96_001, "ok"),  # weights that hardly vary: no mean can be off by more than 0.2 sd
+        (0.9, 10**5, 95_900, "do not use"),
         (1.1, 10**5, 99_999, "do not use"),
         (np.inf, 1000, 1, "do not use"),
         (np.nan, 1000, 1000, "do not use"),

@@ -17,9 +17,7 @@ POSTERIOR = ENTRY.posterior(ENTRY.data())
 
 def quick(guide, estimator=None, num_steps=1000, **options):
     estimator = ELBO(8) if estimator is None else estimator
-    return fit(
-        ENTRY.model, estimator, ENTRY.data(), guide=guide, num_steps=num_steps, progress_bar=False, **options
-    )
+    return fit(ENTRY.model, estimator, ENTRY.data(), guide=guide, num_steps=num_steps, progress_bar=False, **options)
 
 
 @pytest.mark.parametrize(

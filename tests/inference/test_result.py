@@ -138,7 +138,7 @@ def test_shapes_and_options(unfitted):
             unfitted.sample(bad)
         with pytest.raises(ValueError, match="num_samples"):
             unfitted.log_evidence(bad)
-    with pytest.raises(ValueError, match='resample must be None or "psis", got \'PSIS\''):
+    with pytest.raises(ValueError, match="resample must be None or \"psis\", got 'PSIS'"):
         unfitted.sample(10, resample="PSIS")
 
 
@@ -188,7 +188,7 @@ def test_other_data():
 
 
 def test_gradient_snr(unfitted):
-    """The ELBO's gradient in m is (MEAN − m)/VAR, from any one particle by reparameterisation with sd s|1/s² − 1/VAR|."""
+    """The ELBO's gradient in m is (MEAN − m)/VAR, from one reparameterised particle with sd s|1/s² − 1/VAR|."""
     result = replace(unfitted, problem=replace(unfitted.problem, estimator=ELBO(1, gradient="path")))
     snr = result.gradient_snr(4000)
     mean = snr.mean["phi"]["m"]

@@ -1,4 +1,4 @@
-"""Where a fit starts: the mode and the curvature there, whatever the options; and what is said when there is no mode."""
+"""Where a fit starts: the mode and the curvature there, whatever the options; what is said when there is none."""
 
 import jax
 import jax.numpy as jnp

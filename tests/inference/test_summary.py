@@ -30,9 +30,7 @@ def test_labels_are_those_of_arviz(draws):
     import arviz
 
     chains = {"posterior": {k: v[None] for k, v in draws.items()}}
-    container = (
-        arviz.from_dict(chains) if int(arviz.__version__.split(".")[0]) >= 1 else arviz.from_dict(**chains)
-    )
+    container = arviz.from_dict(chains) if int(arviz.__version__.split(".")[0]) >= 1 else arviz.from_dict(**chains)
     assert set(arviz.summary(container).index) == set(posterior_summary(draws, 0.9).index)
 
 
