@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,7 +43,10 @@ def to_arviz(result: FitResult, num_samples: int, seed: int, resample: str | Non
     groups["prior_predictive"] = {n: v for n, v in prior.items() if n in observed}
     values = _observed_values(result, theta, _latent(first, model, theta, data), observed)
     groups["observed_data"] = values
-    groups["constant_data"] = _constant(data, values)
+    sizes = {d: size for s in sites for d, size in zip(s.dims, s.shape, strict=True)}
+    constant = _constant(data, values)
+    # ArviZ has one name for a dimension and its coordinate: an index array called like a plate makes room
+    groups["constant_data"] = {f"{n}_data" if n in sizes else n: v for n, v in constant.items()}
 
     dims = {s.name: list(s.dims) for s in sites}
     by_shape: dict[tuple[int, ...], list[str]] = {}
@@ -55,7 +59,6 @@ def to_arviz(result: FitResult, num_samples: int, seed: int, resample: str | Non
     log_w = groups["sample_stats"].get("log_weight")
     if log_w is not None and log_w.ndim > 2:
         dims["log_weight"] = by_shape.get(log_w.shape[2:], [f"log_weight_dim_{i}" for i in range(log_w.ndim - 2)])
-    sizes = {d: size for s in sites for d, size in zip(s.dims, s.shape, strict=True)}
     coords = {d: np.arange(size) for d, size in sizes.items()}
     attrs = {
         "inference_library": "estimax",
@@ -102,14 +105,16 @@ def _observed_values(result: FitResult, theta: dict, draw: dict, observed: set[s
     return {n: np.asarray(tr[n]["value"]) for n in tr if n in observed}
 
 
-def _constant(data: dict[str, Any], observed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Arrays of the data that no site observes."""
+def _constant(data: Mapping[str, Any], observed: dict[str, np.ndarray], prefix: str = "") -> dict[str, np.ndarray]:
+    """Arrays of the data that no site observes; those of a dict are named like ``inputs.x``."""
     out = {}
     for name, value in data.items():
+        if isinstance(value, Mapping):
+            out |= _constant(value, observed, f"{prefix}{name}.")
         if not hasattr(value, "shape"):
             continue
         array = np.asarray(value)
         seen = any(array.shape == o.shape and np.array_equal(array, o) for o in observed.values())
         if not seen and array.dtype.kind in "fiub":
-            out[name] = array
+            out[f"{prefix}{name}"] = array
     return out

@@ -59,7 +59,7 @@ def test_autoguides_train(name):
     make, loss = GUIDES[name]
     losses = np.asarray(train(make(model), loss).losses)
     assert np.all(np.isfinite(losses))
-    assert losses[-20:].mean() < losses[0] - 1.0
+    assert losses[-20:].mean() < losses[:5].max() - 1.0
 
 
 def test_autodelta_finds_the_mode():
@@ -91,7 +91,7 @@ def test_a_joint_guide_of_local_latents_is_one_problem():
         log_q = stats.multivariate_normal(np.asarray(params["auto_loc"]), tril @ tril.T).logpdf(z)
         log_w.append(stats.norm.logpdf(z).sum() + stats.norm.logpdf(x, z).sum() - log_q)
     expected = np.log(np.mean(np.exp(log_w)))
-    loss = es.IWAE(num_particles).loss(key, params, model, guide, x)
+    loss = jax.jit(lambda: es.IWAE(num_particles).loss(key, params, model, guide, x))()
     np.testing.assert_allclose(-loss, expected, rtol=1e-5)
     log_weights = es.IWAE(2).problem(key, model, guide, {"x": x})
     assert log_weights.posterior(log_weights.params).log_weights(key, 3).shape == (3,)
@@ -117,7 +117,8 @@ def test_a_local_guide_is_one_problem_a_datum():
     z = np.asarray(draws)
     log_w = stats.norm.logpdf(z) + stats.norm.logpdf(x, z) - stats.norm.logpdf(z, np.linspace(0, 1, 4), 0.8)
     expected = np.log(np.mean(np.exp(log_w), 0)).sum()
-    np.testing.assert_allclose(-es.IWAE(num_particles).loss(key, params, model, guide, x), expected, rtol=1e-5)
+    loss = jax.jit(lambda: es.IWAE(num_particles).loss(key, params, model, guide, x))()
+    np.testing.assert_allclose(-loss, expected, rtol=1e-5)
 
 
 # -- hand-written guides ----------------------------------------------------------------------------------------------

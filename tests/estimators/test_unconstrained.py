@@ -94,8 +94,13 @@ def at(request):
 def test_log_joint_is_minus_the_potential_energy(at):
     model, sites, vector = at
     values = unconstrained.unravel(vector, sites)
-    expected = -potential_energy(model, (), {"x": X}, values)
-    np.testing.assert_allclose(unconstrained.log_joint(model, {"x": X}, values), expected, rtol=1e-12)
+
+    @jax.jit
+    def both(values):
+        return unconstrained.log_joint(model, {"x": X}, values), -potential_energy(model, (), {"x": X}, values)
+
+    ours, theirs = both(values)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-12)
 
 
 def test_round_trip(at):
@@ -166,7 +171,8 @@ def whitened(model, data, loc, scale, full_rank=True, local=None):
 def log_weights(model, data, guide, num_samples=50):
     problem = es.IWAE(4).problem(jax.random.key(0), model, guide, data)
     posterior, key = problem.posterior(problem.params), jax.random.key(1)
-    return np.asarray(posterior.log_weights(key, num_samples)), posterior.sample(key, num_samples), problem
+    both = jax.jit(lambda: (posterior.log_weights(key, num_samples), posterior.sample(key, num_samples)))
+    return *jax.tree.map(np.asarray, both()), problem
 
 
 @pytest.mark.parametrize("full_rank", [True, False])
@@ -178,7 +184,8 @@ def test_exact_posterior_gives_the_evidence(full_rank):
     np.testing.assert_allclose(weights, linear_gaussian.log_evidence(data), rtol=1e-11)
     error = np.sqrt(np.diag(covariance) / 2000)
     np.testing.assert_array_less(np.abs(draws["z"].mean(0) - mean) / error, 4.0)
-    loss, gradient = jax.value_and_grad(lambda p: problem.loss(p, jax.random.key(2), data)[0])(problem.params)
+    climb = jax.jit(jax.value_and_grad(lambda p: problem.loss(p, jax.random.key(2), data)[0]))
+    loss, gradient = climb(problem.params)
     np.testing.assert_allclose(-loss, linear_gaussian.log_evidence(data), rtol=1e-11)
     for value in gradient.values():  # dreg: nothing is left to learn
         np.testing.assert_allclose(value, 0.0, atol=1e-9)
@@ -289,8 +296,8 @@ def test_local_sites_share_one_subsample():
     weights, _, problem = log_weights(model, data, guide)
     np.testing.assert_allclose(weights, np.broadcast_to(evidence, (50, 6)), rtol=1e-9)
     possible = np.array([3 * (evidence[i] + evidence[j]) for i, j in itertools.combinations(range(6), 2)])
-    for seed in range(5):
-        loss, _ = problem.loss(problem.params, jax.random.key(seed), data)
+    run = jax.jit(jax.vmap(lambda key: problem.loss(problem.params, key, data)[0]))
+    for loss in run(jax.random.split(jax.random.key(0), 10)):
         assert np.abs(-loss - possible).min() < 1e-9
 
 
@@ -305,10 +312,15 @@ def test_support_that_depends_on_subsampled_data():
     data = {"top": top, "batch_size": 3}
     local = {"z": jnp.zeros(8)}, {"z": jnp.ones(8)}
     guide = whitened(model, data, np.zeros(0), np.zeros((0, 0)), local=local)
-    for seed in range(5):
-        tr = handlers.trace(handlers.seed(guide, seed)).get_trace(**data)
-        ratio = tr["z"]["value"] / top[tr["data"]["value"]]
-        assert np.all((ratio > 1e-3) & (ratio < 1))  # sigmoid(N(0, 1))
+
+    @jax.jit
+    @jax.vmap
+    def draw(key):
+        tr = handlers.trace(handlers.seed(guide, key)).get_trace(**data)
+        return tr["z"]["value"] / jnp.asarray(top)[tr["data"]["value"]]
+
+    ratio = draw(jax.random.split(jax.random.key(0), 10))
+    assert np.all((ratio > 1e-3) & (ratio < 1))  # sigmoid(N(0, 1))
 
 
 def test_the_guide_takes_keywords_only():
