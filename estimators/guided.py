@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpyro
 from jax import Array, lax, random
 from numpyro.distributions.transforms import biject_to
 from numpyro.handlers import replay, seed, substitute, trace
@@ -79,6 +80,10 @@ class GuidedProblem(Problem):
 
     def explain(self, params: Params, rng_key: Array, data: Data) -> str:
         """Name the parameter that is not finite, else the sites whose log-density is not."""
+        with numpyro.validation_enabled(False):  # the bad value is what we are after
+            return self._explain(params, rng_key, data)
+
+    def _explain(self, params: Params, rng_key: Array, data: Data) -> str:
         for name, value in self.constrain(params).items():
             if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(value)):
                 return f"parameter {name!r} is not finite"

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array, random
+from numpyro import optim as numpyro_optim
 from tqdm.auto import tqdm
 
 from ..estimators.base import Metrics, Params, Problem
@@ -69,17 +70,18 @@ def as_optax(optimizer: Any) -> optax.GradientTransformation:
     """
     if isinstance(optimizer, optax.GradientTransformation):
         return optimizer
-    if not all(hasattr(optimizer, name) for name in ("init", "update", "get_params")):
+    if not isinstance(optimizer, numpyro_optim._NumPyroOptim) or isinstance(optimizer, numpyro_optim.Minimize):
+        hint = f"; call it first: {optimizer.__name__}(...)" if callable(optimizer) else ""
         raise TypeError(
-            "optimizer must be an optax.GradientTransformation, an optimizer of numpyro.optim or a name like 'adam', "
-            f"got {type(optimizer).__name__}"
+            "optimizer must be an optax.GradientTransformation, a first-order optimizer of numpyro.optim or a name "
+            f"like 'adam', got {type(optimizer).__name__}{hint}"
         )
 
-    def update(grads: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
-        new = optimizer.update(grads, state)
+    def update(grads: Params, state: Any, params: Params | None = None, *, value: Any = None, **_: Any) -> tuple:
+        new = optimizer.update(grads, state, value=value)
         return jax.tree.map(jnp.subtract, optimizer.get_params(new), params), new
 
-    return optax.GradientTransformation(optimizer.init, update)
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
 def init(problem: Problem, optimizer: optax.GradientTransformation, params: Params, rng_key: Array) -> State:
@@ -91,7 +93,10 @@ def update(problem: Problem, optimizer: optax.GradientTransformation, state: Sta
     """One step: the new state, and the loss and metrics at the old one."""
     rng_key, step_key = random.split(state.rng_key)
     (loss, metrics), grads = jax.value_and_grad(problem.loss, has_aux=True)(state.params, step_key, problem.data)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    # the value is for those that follow it, like optax.contrib.reduce_on_plateau; the others ignore it
+    updates, opt_state = optax.with_extra_args_support(optimizer).update(
+        grads, state.opt_state, state.params, value=loss
+    )
     return State(optax.apply_updates(state.params, updates), opt_state, rng_key), loss, metrics
 
 

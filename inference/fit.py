@@ -138,6 +138,7 @@ def _run(problem: Problem, transformation: Any, key_init: Array, key_run: Array,
     )  # fmt: skip
     final, losses, metrics = outcome.state, outcome.losses, outcome.metrics
     if num_restarts > 1:
+        losses = losses.reshape(num_restarts, -1)  # of no step at all where interrupted that early
         best = _best(losses)
         metrics = {"loss": losses, **metrics}
         losses = losses[best]
@@ -194,14 +195,18 @@ def _optimizer(optimizer: Any, learning_rate: float | None, guide: Any, num_step
         if learning_rate is not None:
             raise ValueError("learning_rate goes with a named optimizer; yours has its own")
         return engine.as_optax(optimizer)
-    name = optimizer or "adam"
-    if not hasattr(optax, name) or name.startswith("_"):
-        raise ValueError(f"optax has no optimizer {name!r}; {nearest(name, _OPTIMIZERS)}")
     if learning_rate is None:
         learning_rate = WHITENED_LEARNING_RATE if isinstance(guide, WhitenedNormal) else GUIDE_LEARNING_RATE
     if not learning_rate > 0:
         raise ValueError(f"learning_rate must be positive, got {learning_rate}")
-    return engine.default_optimizer(float(learning_rate), int(num_steps), name)
+    name = optimizer or "adam"
+    try:
+        made: Any = engine.default_optimizer(float(learning_rate), int(num_steps), name)
+    except (AttributeError, TypeError):  # no such name, or one that wants more than a step size
+        made = None
+    if not isinstance(made, optax.GradientTransformation):
+        raise ValueError(f"optax has no optimizer {name!r}; {nearest(name, _OPTIMIZERS)}")
+    return made
 
 
 _OPTIMIZERS = ("adam", "adamw", "adabelief", "amsgrad", "lion", "nadam", "radam", "rmsprop", "sgd", "yogi")
@@ -238,5 +243,9 @@ def _starting_points(problem: Problem, keys: Array) -> Params:
 
 def _best(losses: np.ndarray) -> int:
     """The restart of lowest mean loss over its last tenth; one that went bad loses to any that did not."""
+    if not losses.shape[1]:
+        return 0
     tail = losses[:, -max(1, losses.shape[1] // 10) :].mean(1)
+    if not np.isfinite(tail).any():  # all went bad: the one that went longest
+        return int(np.argmax(np.isfinite(losses).sum(1)))
     return int(np.argmin(np.where(np.isfinite(tail), tail, np.inf)))

@@ -15,10 +15,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 from jax import Array, random
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
-from numpyro.infer.initialization import init_to_uniform
+from numpyro.infer.initialization import init_to_uniform, init_to_value
 
 from ..estimators import unconstrained as space
 from ..estimators.guided import full_plates
@@ -29,6 +30,10 @@ HESSIAN_LIMIT = 1000
 """Largest dimension at which the exact Hessian is formed; above, the diagonal of the L-BFGS inverse Hessian."""
 FULL_RANK_LIMIT = 100
 """Largest dimension at which the guide learns a full covariance on top of the whitening."""
+
+
+_NO_SECOND_DERIVATIVE = (TypeError, NotImplementedError, ValueError)
+"""What JAX raises for a second derivative of custom reverse-mode rules (ODE solvers)."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +93,13 @@ class _Target(eqx.Module):
     data: dict[str, Any]
     sites: tuple[space.Site, ...] = eqx.field(static=True)
 
-    def prepared(self) -> Callable:
-        return handlers.seed(handlers.substitute(self.model, self.theta), 0)
+    def prepared(self, rng_key: Array | int = 0) -> Callable:
+        """The model with its own parameters in place; the key draws what is not given."""
+        # full_plates innermost: what blocks messages on their way out does not hide it
+        return handlers.seed(full_plates(handlers.substitute(self.model, self.theta)), rng_key)
 
     def __call__(self, z: Array) -> Array:
-        with full_plates():
-            return space.log_joint(self.prepared(), self.data, space.unravel(z, self.sites))
+        return space.log_joint(self.prepared(), self.data, space.unravel(z, self.sites))
 
     def potential(self, z: Array) -> Array:
         """−log joint, with non-finite values made +inf so that a line search turns back."""
@@ -102,9 +108,9 @@ class _Target(eqx.Module):
 
     def initial(self, rng_key: Array) -> Array:
         """A feasible point: uniform on (−2, 2) in R^D, NumPyro's own habit."""
-        with full_plates():
-            model = handlers.substitute(handlers.seed(self.prepared(), rng_key), substitute_fn=init_to_uniform)
-            tr = handlers.trace(model).get_trace(**self.data)
+        tr = handlers.trace(handlers.substitute(self.prepared(rng_key), substitute_fn=init_to_uniform)).get_trace(
+            **self.data
+        )
         values = {s.name: biject_to(tr[s.name]["fn"].support).inv(tr[s.name]["value"]) for s in self.sites}
         return space.ravel(values, self.sites)
 
@@ -155,8 +161,9 @@ def _score(target: _Target, loc: Array, scale: Array, noise: Array) -> Array:
     else:
         draws, log_volume = loc + noise * scale, jnp.sum(jnp.log(scale))
     log_p = jax.lax.map(target, draws, batch_size=20)
-    entropy = 0.5 * loc.shape[0] * (1 + jnp.log(2 * jnp.pi)) + log_volume
-    elbo = jnp.mean(log_p) + entropy
+    # log q of the draws, not its mean: what is Gaussian in log p then cancels draw by draw
+    log_q = -0.5 * jnp.sum(noise**2, 1) - 0.5 * loc.shape[0] * jnp.log(2 * jnp.pi) - log_volume
+    elbo = jnp.mean(log_p - log_q)
     return jnp.where(jnp.isfinite(elbo), elbo, -jnp.inf)
 
 
@@ -203,8 +210,7 @@ def _prior(target: _Target, keys: Array, noise: Array) -> _Point:
     """Mean and spread of the prior in R^D; a unit Gaussian where the prior has no sampler."""
 
     def draw(key: Array) -> Array:
-        with full_plates():
-            tr = handlers.trace(handlers.seed(target.prepared(), key)).get_trace(**target.data)
+        tr = handlers.trace(target.prepared(key)).get_trace(**target.data)
         values = {s.name: biject_to(tr[s.name]["fn"].support).inv(tr[s.name]["value"]) for s in target.sites}
         return space.ravel(values, target.sites)
 
@@ -222,6 +228,12 @@ def _curvature_at(target: _Target, z: Array, noise: Array) -> _Point:
     newton_step = jnp.linalg.norm(scale.T @ jax.grad(target.potential)(z))
     diagonal = 1 / jnp.sqrt(jnp.abs(jnp.diag(hessian)))
     return _Point(z, scale, target(z), _score(target, z, scale, noise), newton_step, condition, diagonal)
+
+
+@eqx.filter_jit
+def _unit_scale(target: _Target, z: Array, noise: Array) -> _Point:
+    one, nan = jnp.ones(z.shape[0]), jnp.array(jnp.nan)
+    return _Point(z, one, target(z), _score(target, z, one, noise), nan, nan, one)
 
 
 @eqx.filter_jit
@@ -299,12 +311,18 @@ def _find(model: Callable, data: dict, theta: dict, method: Any, seed: int, num_
         num_starts = 8 if dimension <= 100 else 4 if dimension <= 300 else 2
     key_starts, key_noise, key_prior = random.split(random.key(seed), 3)
     noise = random.normal(key_noise, (100, dimension))
-    noise = jnp.concatenate([noise[:50], -noise[:50]])  # antithetic: the Gaussian part of the score is exact
+    noise = jnp.concatenate([noise[:50], -noise[:50]])  # antithetic: what is odd in the draws cancels
     notes: list[str] = []
 
     if isinstance(method, dict):
         z = _user_point(target, method)
-        return _chosen("values", _curvature_at(target, z, noise), sites, 1, 1, "exact Hessian at the given values", [])
+        if dimension <= HESSIAN_LIMIT:
+            try:
+                point = _curvature_at(target, z, noise)
+                return _chosen("values", point, sites, 1, 1, "exact Hessian at the given values", notes)
+            except _NO_SECOND_DERIVATIVE as error:
+                notes.append(f"no exact Hessian ({type(error).__name__}): took unit scale")
+        return _chosen("values", _unit_scale(target, z, noise), sites, 1, 1, "unit scale", notes)
 
     if method != "prior":
         starts = _starting_points(target, random.split(key_starts, num_starts))
@@ -317,10 +335,7 @@ def _find(model: Callable, data: dict, theta: dict, method: Any, seed: int, num_
     try:
         point = _prior(target, random.split(key_prior, 1000), noise)
     except NotImplementedError:  # improper priors have no sampler
-        z = _starting_points(target, random.split(key_starts, 1))[0]
-        one = jnp.ones(dimension)
-        nan = jnp.array(jnp.nan)
-        point = _Point(z, one, target(z), _score(target, z, one, noise), nan, nan, one)
+        point = _unit_scale(target, _starting_points(target, random.split(key_starts, 1))[0], noise)
         notes.append("a prior without sampler (improper): started at a feasible point with unit scale")
     return _chosen("prior", point, sites, 1, 1, "prior spread", notes)
 
@@ -351,12 +366,22 @@ def _search(
     if exact:
         try:
             return _laplace(target, starts, noise, True), "exact Hessian"
-        except (TypeError, NotImplementedError, ValueError) as error:
-            # custom reverse-mode rules (ODE solvers) have no second derivative
+        except _NO_SECOND_DERIVATIVE as error:
             notes.append(f"no exact Hessian ({type(error).__name__}): took the L-BFGS inverse Hessian")
     return _laplace(target, starts, noise, False), (
         "L-BFGS inverse Hessian" if dimension <= HESSIAN_LIMIT else "diagonal of the L-BFGS inverse Hessian"
     )
+
+
+def _shapes(target: _Target) -> dict[str, tuple[int, ...]]:
+    """Shapes of the latent sites in the user's space."""
+
+    def run(key: Array) -> dict[str, Array]:
+        model = handlers.substitute(target.prepared(key), substitute_fn=init_to_uniform)
+        tr = handlers.trace(model).get_trace(**target.data)
+        return {s.name: tr[s.name]["value"] for s in target.sites}
+
+    return {name: value.shape for name, value in jax.eval_shape(run, random.key(0)).items()}
 
 
 def _user_point(target: _Target, values: dict[str, Any]) -> Array:
@@ -366,21 +391,20 @@ def _user_point(target: _Target, values: dict[str, Any]) -> Array:
         raise ValueError(
             f"start names {unknown[0]!r}, which is not a latent site of the model (sites: {', '.join(sorted(names))})"
         )
+    shapes = _shapes(target)
     given = {k: jnp.asarray(v, jnp.result_type(float)) for k, v in values.items()}
-    with full_plates():
-        model = handlers.substitute(target.prepared(), data=given)
-        others = handlers.substitute(
-            handlers.seed(model, 0), substitute_fn=lambda s: None if s["name"] in given else init_to_uniform(s)
-        )
-        tr = handlers.trace(others).get_trace(**target.data)
+    for name, value in given.items():
+        if value.shape != shapes[name]:
+            raise ValueError(f"start[{name!r}] has shape {value.shape}, the site has {shapes[name]}")
+    model = handlers.substitute(target.prepared(), substitute_fn=init_to_value(values=given))
+    with numpyro.validation_enabled(False):  # a value outside the support is named below
+        tr = handlers.trace(model).get_trace(**target.data)
     out = {}
     for site in target.sites:
-        fn, value = tr[site.name]["fn"], tr[site.name]["value"]
-        if jnp.shape(value) != tuple(fn.shape()):
-            raise ValueError(f"start[{site.name!r}] has shape {jnp.shape(value)}, the site has {tuple(fn.shape())}")
-        if not bool(jnp.all(fn.support(value))):
-            raise ValueError(f"start[{site.name!r}] = {value} lies outside the site's support {fn.support}")
-        out[site.name] = biject_to(fn.support).inv(value)
+        support, value = tr[site.name]["fn"].support, tr[site.name]["value"]
+        if not bool(jnp.all(support(value))):
+            raise ValueError(f"start[{site.name!r}] = {value} lies outside the site's support {support}")
+        out[site.name] = biject_to(support).inv(value)
     return space.ravel(out, target.sites)
 
 
@@ -432,5 +456,5 @@ def default_guide(model: Callable, data: dict[str, Any], start: Start, theta: di
         local_loc={k: jnp.asarray(v, dtype) for k, v in start.local_loc.items()},
         local_scale={k: jnp.asarray(v, dtype) for k, v in start.local_scale.items()},
         sites=sites,
-        full_rank=start.scale.ndim == 2 and start.loc.shape[0] <= FULL_RANK_LIMIT,
+        full_rank=start.loc.shape[0] <= FULL_RANK_LIMIT,
     )
