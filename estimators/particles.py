@@ -255,10 +255,13 @@ def log_joint(
     prior = {n: v for n, v in p.items() if n not in structure.observed}
     free = {n: v for n, v in free_q.items() if n in structure.free}
     functions = {n: v for n, v in function_q.items() if n not in structure.free}
+    # A model without latents has no prior to reduce: all three get the shape of the plates all the same.
     return LogJoint(
-        likelihood=_reduce(likelihood, structure),
-        prior=_reduce(prior, structure) - _reduce(functions, structure),
-        guide=_reduce(free, structure),
+        *jnp.broadcast_arrays(
+            _reduce(likelihood, structure),
+            _reduce(prior, structure) - _reduce(functions, structure),
+            _reduce(free, structure),
+        )
     )
 
 

@@ -78,7 +78,10 @@ def build(
         return tree
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return az.from_dict(**filled, coords=dict(coords), dims=dict(dims), attrs=dict(attrs))
+        container = az.from_dict(**filled, coords=dict(coords), dims=dict(dims), attrs=dict(attrs))
+    for name in filled:
+        container[name].attrs.update(attrs)
+    return container
 
 
 def to_netcdf(container: Any, path: str) -> None:

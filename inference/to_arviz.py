@@ -24,8 +24,9 @@ def to_arviz(result: FitResult, num_samples: int, seed: int, resample: str | Non
     params, model, data = result.problem.constrain(result.unconstrained), result.model, result.data
     first = {name: value[0] for name, value in draws.items()}
     theta = {n: v for n, v in params.items() if n not in first}
-    sites = predictive.describe(model, theta, _latent(first, model, theta, data), data)
-    latent_draws = _latent(draws, model, theta, data)
+    sites = predictive.describe(model, theta, first, data)
+    latent = {s.name for s in sites if s.kind == "latent"}  # the deterministic ones follow from them
+    latent_draws = {n: v for n, v in draws.items() if n in latent}
     keys = random.split(random.key(seed), 2)
 
     groups: dict[str, dict[str, Any]] = {"posterior": {n: _chain(v) for n, v in draws.items()}}
@@ -41,7 +42,7 @@ def to_arviz(result: FitResult, num_samples: int, seed: int, resample: str | Non
     prior = _or_nothing("prior", lambda: predictive.prior(model, theta, data, keys[1], min(num_samples, 500)))
     groups["prior"] = {n: v for n, v in prior.items() if n not in observed}
     groups["prior_predictive"] = {n: v for n, v in prior.items() if n in observed}
-    values = _observed_values(result, theta, _latent(first, model, theta, data), observed)
+    values = _observed_values(result, theta, {n: v for n, v in first.items() if n in latent}, observed)
     groups["observed_data"] = values
     sizes = {d: size for s in sites for d, size in zip(s.dims, s.shape, strict=True)}
     constant = _constant(data, values)
@@ -73,12 +74,6 @@ def _chain(value: Any) -> np.ndarray:
     return np.asarray(value)[None]
 
 
-def _latent(draws: dict[str, Any], model: Any, theta: dict, data: dict) -> dict[str, Any]:
-    """Only the sample sites: deterministic ones follow from them."""
-    names = {s.name for s in predictive.describe(model, theta, {}, data) if s.kind == "latent"} if draws else set()
-    return {n: v for n, v in draws.items() if n in names}
-
-
 def _sample_stats(result: FitResult, num_samples: int, seed: int, resample: str | None) -> dict[str, np.ndarray]:
     """The log-weight of every draw, before resampling where there was one."""
     if resample is None:
@@ -107,7 +102,7 @@ def _observed_values(result: FitResult, theta: dict, draw: dict, observed: set[s
 
 def _constant(data: Mapping[str, Any], observed: dict[str, np.ndarray], prefix: str = "") -> dict[str, np.ndarray]:
     """Arrays of the data that no site observes; those of a dict are named like ``inputs.x``."""
-    out = {}
+    out: dict[str, np.ndarray] = {}
     for name, value in data.items():
         if isinstance(value, Mapping):
             out |= _constant(value, observed, f"{prefix}{name}.")

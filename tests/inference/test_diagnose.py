@@ -3,6 +3,7 @@
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import optax
 import pytest
 
 from estimax import fit
@@ -52,7 +53,7 @@ def test_loss_that_still_falls():
     def slow(y):
         numpyro.sample("z", dist.Normal(numpyro.param("m", 0.0), 1))
 
-    result = fit(far, ELBO(4), {"y": 50.0}, guide=slow, num_steps=200, optimizer="sgd", learning_rate=1e-3,
+    result = fit(far, ELBO(4), {"y": 50.0}, guide=slow, num_steps=200, optimizer=optax.sgd(1e-3),
                  progress_bar=False)  # fmt: skip
     diagnosis = result.diagnose(1000)
     assert diagnosis.drift < -3

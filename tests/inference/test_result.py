@@ -183,7 +183,7 @@ def test_other_data():
     exact = float(entry.log_evidence(result.params["theta"], held_out))
     assert evidence.local["value"].shape == (7,)
     assert abs(evidence.value - exact) < 4 * evidence.stderr
-    with pytest.raises(ValueError, match="'x'"):
+    with pytest.raises(ValueError, match="'y', which the model does not take; known: x"):
         result.with_data({"y": held_out})
 
 
