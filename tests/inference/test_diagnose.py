@@ -17,7 +17,7 @@ def model():
 
 
 def narrow():
-    numpyro.sample("z", dist.Normal(numpyro.param("m", 0.0), 0.3))
+    numpyro.sample("z", dist.Normal(numpyro.param("m", 0.0), 0.1))
 
 
 def test_good_fit(default_fit):
