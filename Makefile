@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+TESTS ?= tests
 
 .PHONY: compare test lint examples clean
 
@@ -9,7 +10,7 @@ compare: $(VENV)/.installed
 	$(BIN)/estimax compare eight_schools
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist load $(TESTS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
