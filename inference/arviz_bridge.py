@@ -49,12 +49,13 @@ def psis(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
             from arviz_stats.base import array_stats
 
             try:
-                smoothed, khat = array_stats.psislw(log_w)
+                smoothed, khat = array_stats.psislw(-log_w)  # 1.x takes log-likelihoods and turns the sign itself
             except ValueError:  # one draw holds all the weight: there is no tail to smooth
                 return log_w - logsumexp(log_w), float("inf")
         else:
             smoothed, khat = arviz().psislw(log_w)
-    return np.asarray(smoothed), float("inf") if broken.any() or np.isnan(khat) else float(khat)
+    smoothed = np.asarray(smoothed)
+    return smoothed - logsumexp(smoothed), float("inf") if broken.any() or np.isnan(khat) else float(khat)
 
 
 def build(
