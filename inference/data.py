@@ -187,3 +187,10 @@ def _param_values(tr: dict[str, Any]) -> dict[str, Any]:
 @eqx.filter_jit
 def _initial_params(model: Callable, data: dict[str, Any]) -> dict[str, Any]:
     return _param_values(_feasible_trace(model, data, random.key(0)))
+
+
+def check_counts(**counts: int) -> None:
+    """Raise `ValueError` unless every named number is an integer of at least 1."""
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")

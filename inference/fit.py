@@ -19,7 +19,7 @@ from .. import estimators
 from ..estimators.base import Estimator, Params, Problem
 from ..estimators.guides import WhitenedNormal
 from . import engine
-from .data import check_model, nearest, prepare
+from .data import check_counts, check_model, nearest, prepare
 from .guides import resolve
 from .result import FitResult
 from .start import Start
@@ -79,7 +79,7 @@ def fit(
             with a warning and keeps the last finite parameters.
     """
     began = time.perf_counter()
-    _check_counts(num_steps=num_steps, num_restarts=num_restarts)
+    check_counts(num_steps=num_steps, num_restarts=num_restarts)
     estimator = default_estimator() if estimator is None else estimator
     if not isinstance(estimator, Estimator):
         hint = " (give an instance: ELBO(), not ELBO)" if isinstance(estimator, type) else ""
@@ -104,7 +104,7 @@ def resume(result: FitResult, num_steps: int, *, progress_bar: bool = True, seed
            optimizer: Any = None, learning_rate: float | None = None) -> FitResult:  # fmt: skip
     """See `FitResult.resume`: the schedule of the step size begins anew."""
     began = time.perf_counter()
-    _check_counts(num_steps=num_steps)
+    check_counts(num_steps=num_steps)
     key = random.fold_in(random.key(0 if seed is None else seed), result.num_steps)
     problem = replace(result.problem, params=result.unconstrained)
     transformation = _optimizer(optimizer, learning_rate, result.guide, num_steps)
@@ -182,12 +182,6 @@ def _explain(problem: Problem, final: engine.State, losses: np.ndarray) -> str:
         f"the loss stopped being finite at step {step}: {why}. The last finite parameters are kept; "
         "a smaller learning_rate often helps."
     )
-
-
-def _check_counts(**counts: int) -> None:
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
 def _optimizer(optimizer: Any, learning_rate: float | None, guide: Any, num_steps: int) -> Any:

@@ -15,7 +15,7 @@ from jax import Array, random
 from ..estimators.base import Estimator, Posterior, Problem
 from . import evidence as evidence_module
 from .arviz_bridge import psis
-from .data import prepare
+from .data import check_counts, prepare
 from .diagnose import Diagnosis, GradientSNR, diagnose
 from .evidence import Evidence
 from .start import Start
@@ -95,7 +95,7 @@ class FitResult:
                 importance weights and resamples, per datum where latents are local: asymptotically exact while k̂
                 is below 0.7 (Pareto Smoothed Importance Sampling).
         """
-        _positive("num_samples", num_samples)
+        check_counts(num_samples=num_samples)
         if resample not in (None, "psis"):
             raise ValueError(f'resample must be None or "psis", got {resample!r}')
         key = random.key(seed)
@@ -109,7 +109,7 @@ class FitResult:
 
     def log_weights(self, num_samples: int = 1000, *, seed: int = 0) -> Array:
         """log p(x, z) − log q(z) of the draws of `sample` with the same seed; ``(num_samples, *local plates)``."""
-        _positive("num_samples", num_samples)
+        check_counts(num_samples=num_samples)
         return _log_weights(self.posterior, random.key(seed), num_samples)
 
     def log_evidence(self, num_samples: int = 1000, *, seed: int = 0) -> Evidence:
@@ -184,11 +184,6 @@ class FitResult:
         )
 
 
-def _positive(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
-
-
 def proposal_size(num_samples: int) -> int:
     """How many draws of the guide stand behind so many resampled ones."""
     return max(10 * num_samples, 4000)
@@ -236,7 +231,7 @@ def gradient_snr(
     problem: Problem, params: Any, num_draws: int = 200, num_particles: int | None = None, seed: int = 0
 ) -> GradientSNR:
     """See `FitResult.gradient_snr`; for any problem at any parameters."""
-    _positive("num_draws", num_draws)
+    check_counts(num_draws=num_draws)
     if num_particles is not None:
         estimator = replace(problem.estimator, num_particles=num_particles)  # type: ignore[attr-defined, type-var]
         problem = replace(problem, estimator=estimator)  # type: ignore[call-arg]
