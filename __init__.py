@@ -1,10 +1,12 @@
 """estimax: one NumPyro model, any estimator, honestly measured."""
 
 from . import estimators, models
+from .inference.bench.runner import benchmark
 from .inference.compare import Comparison, compare
 from .inference.diagnose import Diagnosis
 from .inference.evidence import Evidence
 from .inference.fit import fit
+from .inference.likelihood import lr_test
 from .inference.result import FitResult
 from .inference.start import Start, find_start
 from .inference.storage import load
@@ -17,10 +19,12 @@ __all__ = [
     "FitResult",
     "Start",
     "__version__",
+    "benchmark",
     "compare",
     "estimators",
     "find_start",
     "fit",
     "load",
+    "lr_test",
     "models",
 ]

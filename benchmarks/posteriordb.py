@@ -1,60 +1,56 @@
-"""How good is the default? Fits 14 posteriors of posteriordb that come with reference draws; errors in reference sd.
+"""How good are the defaults? `estimax bench posteriordb` with the files that docs/how-good-are-the-defaults.md is made of.
 
-Needs a copy of the database: `--root` or the environment variable POSTERIORDB.
+Needs a copy of the database (`--root` or the environment variable POSTERIORDB). NUTS runs with one seed, all else with
+`--seeds`. Interrupted, the same command goes on where it was.
+
+    python benchmarks/posteriordb.py --root ~/posteriordb
+    python docs/make_defaults_page.py benchmarks/results/posteriordb.csv
 """
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
-
-import pandas as pd
-from common import write
+import json
+import shlex
+import sys
+from pathlib import Path
 
 import estimax
-from estimax import estimators
-from estimax.inference.compare import posterior_error
-from estimax.models import posteriordb
+from estimax.inference.bench import suites
+from estimax.inference.bench.report import to_csv
+from estimax.inference.bench.runner import Benchmark
 
-ESTIMATORS = {"ELBO": estimators.ELBO(16), "IWAE": estimators.IWAE(16), "VIS": estimators.VIS(64)}
+RESULTS = Path(__file__).parent / "results"
+ONCE = "numpyro:NUTS"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", default=None)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("estimax-results") / "bench-posteriordb")
     arguments = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    for name, posterior in posteriordb.load(arguments.root).items():
-        reference = posterior.reference()
-        for label, estimator in ESTIMATORS.items():
-            for seed in range(arguments.seeds):
-                result = estimax.fit(posterior.model, estimator, posterior.data(), seed=seed, progress_bar=False)
-                evidence = result.log_evidence(10_000, seed=seed)
-                plain = posterior_error(result.sample(20_000, seed=seed), reference)
-                psis = posterior_error(result.sample(10_000, seed=seed, resample="psis"), reference)
-                rows.append(
-                    {
-                        "posterior": name,
-                        "estimator": label,
-                        "seed": seed,
-                        "mean_error": plain[0],
-                        "sd_error": plain[1],
-                        "psis_mean_error": psis[0],
-                        "psis_sd_error": psis[1],
-                        "khat": evidence.khat,
-                        "verdict": evidence.verdict,
-                        "seconds": result.seconds,
-                    }
-                )
-                print({k: round(v, 3) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
-    frame = pd.DataFrame(rows)
-    measures = ["mean_error", "sd_error", "psis_mean_error", "psis_sd_error", "khat", "seconds"]
-    table = frame.groupby(["posterior", "estimator"], sort=False)[measures].mean()
-    print(table.to_string(float_format="%.3f"))
-    passed = (table["psis_mean_error"] <= 0.1) & (table["psis_sd_error"] <= 0.1)
-    print("within 0.1 sd and 10 % after PSIS:", passed.groupby("estimator", sort=False).sum().to_dict())
-    write("posteriordb", {"runs": rows, "within_0.1_sd_and_10_percent": passed.groupby("estimator").sum().to_dict()})
+    command = shlex.join(["python", f"benchmarks/{Path(__file__).name}", "--seeds", str(arguments.seeds)])
+    columns = [name for name in suites.load("posteriordb", arguments.root).columns if name != ONCE]
+    for estimators, seeds in ((columns, arguments.seeds), ([ONCE], 1)):
+        bench = estimax.benchmark(
+            "posteriordb", estimators, seeds=seeds, jobs=arguments.jobs, out=arguments.out, resume=True,
+            root=arguments.root, command=command,
+        )  # fmt: skip
+        if bench.interrupted:
+            sys.exit(130)
+    print(bench)
+    keep(bench)
+
+
+def keep(bench: Benchmark) -> None:
+    """The small files that are committed: a row a run, and how they were made."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "posteriordb.csv").write_text(to_csv(bench.frame), encoding="utf-8")
+    text = json.dumps(bench.header, indent=1, ensure_ascii=False)
+    (RESULTS / "posteriordb.json").write_text(text + "\n", encoding="utf-8")
+    print("wrote benchmarks/results/posteriordb.csv and .json")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from .family import (
     Renyi,
 )
 from .guides import WhitenedNormal
+from .laplace import Laplace
+from .likelihood import MAP, MLE
 from .log_weight import LogWeight
 from .objectives import (
     Bound,
@@ -35,7 +37,9 @@ __all__ = [
     "CIWAE",
     "ELBO",
     "IWAE",
+    "MAP",
     "MIWAE",
+    "MLE",
     "PIWAE",
     "RWS",
     "VBIS",
@@ -50,6 +54,7 @@ __all__ = [
     "ForwardKL",
     "Grouped",
     "IWBound",
+    "Laplace",
     "LogWeight",
     "Mixture",
     "Objective",

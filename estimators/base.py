@@ -74,6 +74,18 @@ class Problem(eqx.Module):
         """The posterior that the fitted parameters stand for; None where there is nothing to draw."""
         return None
 
+    def unconstrain(self, values: Mapping[str, Any]) -> Params:
+        """Unconstrained values of the parameters that `values` gives in the user's space; the inverse of `constrain`.
+
+        Raises:
+            ValueError: a name that is no parameter, a wrong shape, or a value outside the support.
+        """
+        raise NotImplementedError
+
+    def finish(self, params: Params) -> Problem:
+        """The problem with what is computed once, after the last step (a curvature, say)."""
+        return self
+
     def gradient_parts(self, params: Params, rng_key: Array, data: Data) -> dict[str, Any]:
         """The descent gradient split by role, as ``{"theta": ..., "phi": ...}`` of pytrees keyed by site name."""
         return {"theta": jax.grad(lambda p: self.loss(p, rng_key, data)[0])(params)}
@@ -86,6 +98,8 @@ class Problem(eqx.Module):
 class Estimator(abc.ABC):
     """An objective for a NumPyro model. Hashable and immutable: two equal estimators compile once."""
 
+    exact: bool = False
+    """Whether its losses ignore their key: `fit` then solves in double precision, by Newton or L-BFGS."""
     needs_guide: bool = True
     """Whether `fit` must resolve a guide (``guide=None`` becomes the default one) before it asks for the problem."""
 

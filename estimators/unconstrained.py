@@ -98,7 +98,7 @@ def constrain(
 
     def substitute(site: dict[str, Any]) -> Array | None:
         if site["type"] == "sample" and site["name"] in unconstrained:
-            return biject_to(site["fn"].support)(_step(site, unconstrained[site["name"]]))
+            return biject_to(site["fn"].support)(step_of_scan(site, unconstrained[site["name"]]))
         return None
 
     with handlers.block():
@@ -113,7 +113,7 @@ def constrain(
     return values, log_dets, tr
 
 
-def _step(site: dict[str, Any], x: Array) -> Array:
+def step_of_scan(site: dict[str, Any], x: Array) -> Array:
     """The element of a whole sequence that a site inside `numpyro.contrib.control_flow.scan` is at."""
     index = site["infer"].get("_scan_current_index")
     return x if index is None else x[index]

@@ -19,6 +19,7 @@ from .. import estimators
 from ..estimators.base import Estimator, Params, Problem
 from ..estimators.guides import WhitenedNormal
 from . import engine
+from . import solve as solvers
 from .data import check_counts, check_model, nearest, prepare
 from .guides import resolve
 from .result import FitResult
@@ -60,7 +61,8 @@ def fit(
         guide: None starts a Gaussian at the posterior mode in whitened coordinates, so that unscaled models just
             work; else an AutoGuide class or instance, or a guide function of the model's arguments.
         start: "laplace", "pathfinder", "prior", a dict of values of latent sites, or a `Start` of another fit.
-        optimizer: an optax transformation, an optimizer of numpyro.optim, or the name of one of optax
+        optimizer: for exact losses (MLE, MAP, Laplace) "newton" or "lbfgs", in double precision; None takes Newton up
+            to 300 parameters. Else, and for these too, an optax transformation, an optimizer of numpyro.optim, or the name of one of optax
             ("adam", "rmsprop", "sgd", ...) with a cosine schedule; None is "adam".
         learning_rate: initial step size of a named optimizer; None is 0.02 with the default guide, else 0.01.
         num_steps: of the optimiser.
@@ -92,6 +94,9 @@ def fit(
     initial: dict[str, Any] = {}
     if estimator.needs_guide:
         guide, found, initial = resolve(guide, model, prepared, theta, start, seed)
+    if estimator.exact and (optimizer is None or optimizer in solvers.SOLVERS):
+        return _solve(model, estimator, data, prepared, start, optimizer, num_steps, key_init, num_restarts,
+                      progress_bar, on_progress, began)  # fmt: skip
     problem = estimator.problem(key_init, model, guide, prepared)
     if initial:
         problem = _with_initial(problem, initial)
@@ -105,6 +110,8 @@ def resume(result: FitResult, num_steps: int, *, progress_bar: bool = True, seed
     """See `FitResult.resume`: the schedule of the step size begins anew."""
     began = time.perf_counter()
     check_counts(num_steps=num_steps)
+    if result.estimator.exact and (optimizer is None or optimizer in solvers.SOLVERS):
+        raise ValueError("an exact loss is solved to the end: fit again with more num_steps or other starting points")
     key = random.fold_in(random.key(0 if seed is None else seed), result.num_steps)
     problem = replace(result.problem, params=result.unconstrained)
     transformation = _optimizer(optimizer, learning_rate, result.guide, num_steps)
@@ -118,6 +125,88 @@ def resume(result: FitResult, num_steps: int, *, progress_bar: bool = True, seed
         metrics={k: np.concatenate([before[k], v]) for k, v in more.metrics.items() if k in before} or more.metrics,
         num_steps=result.num_steps + more.num_steps,
         seconds=result.seconds + more.seconds,
+    )
+
+
+def _solve(model: Callable, estimator: Estimator, data: Any, prepared: dict, start: Any, solver: str | None,
+           num_steps: int, key: Array, num_restarts: int, progress_bar: bool, on_progress: Any,
+           began: float) -> FitResult:  # fmt: skip
+    """Minimise an exact loss in double precision, whatever the session's default: rounding would drown curvature."""
+    with jax.enable_x64(True):
+        problem = estimator.problem(key, model, None, prepare(model, data))
+        given = start.items() if isinstance(start, Mapping) else ()
+        if given:
+            problem = replace(problem, params={**problem.params, **problem.unconstrain(dict(given))})
+        starts = _feasible_starts(problem, key, num_restarts)
+        solution = solvers.solve(
+            problem, starts, num_steps, solver=solver, progress_bar=progress_bar,
+            description=type(estimator).__name__, on_progress=on_progress,
+        )  # fmt: skip
+        best = int(np.argmin(np.where(np.isfinite(solution.losses[:, -1]), solution.losses[:, -1], np.inf)))
+        final = jax.tree.map(lambda x: x[best], solution.params)
+        problem = problem.finish(final)
+        params = {k: jax.tree.map(np.asarray, v) for k, v in problem.constrain(final).items()}
+        status, message = _judge(solution, best, num_steps)
+        metrics = {"newton_decrement": solution.gradient_norms[best]}
+        if num_restarts > 1:
+            metrics = {"loss": solution.losses, "newton_decrement": solution.gradient_norms}
+        if hasattr(problem, "laplace_log_evidence"):
+            metrics["laplace_log_evidence"] = np.asarray(problem.laplace_log_evidence(final))[None]
+    if status == "not converged":
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
+    steps = solution.steps
+    return FitResult(
+        params=params, losses=solution.losses[best], metrics=metrics, estimator=estimator, model=model, data=prepared,
+        guide=None, seconds=time.perf_counter() - began, num_steps=steps,
+        steps_per_second=(steps - 1) / solution.step_seconds if steps > 1 and solution.step_seconds > 0 else 0.0,
+        status=status, message=message, start=None, problem=problem, unconstrained=final,
+    )  # fmt: skip
+
+
+def _feasible_starts(problem: Problem, key: Array, num_restarts: int) -> Params:
+    """Starting points with a finite loss: the problem's own where it has one, others jittered around it."""
+    own = jax.tree.map(lambda x: jnp.asarray(x)[None], problem.params)
+    if num_restarts == 1 and np.isfinite(_losses(problem, own)).all():
+        return own
+    tries = max(4 * num_restarts, 20)
+    many = _starting_points(problem, random.split(key, tries))
+    losses = _losses(problem, many)
+    good = np.flatnonzero(np.isfinite(losses))
+    if not good.size:
+        with np.errstate(all="ignore"):
+            why = problem.explain(problem.params, random.key(0), problem.data)
+        raise FloatingPointError(
+            f"the loss is not finite at any of {tries} starting points: {why}. Check the data, or give start= a dict "
+            "of feasible values of parameters."
+        )
+    return jax.tree.map(lambda x: x[good[:num_restarts]], many)
+
+
+@eqx.filter_jit
+def _compiled_losses(problem: Problem, starts: Params) -> Array:
+    return jax.vmap(lambda p: problem.loss(p, random.key(0), problem.data)[0])(starts)
+
+
+def _losses(problem: Problem, starts: Params) -> np.ndarray:
+    return np.asarray(_compiled_losses(problem, starts))
+
+
+def _judge(solution: solvers.Solution, best: int, num_steps: int) -> tuple[str, str]:
+    """Status and, in words, how well the best starting point converged."""
+    norm = solution.gradient_norms[best, -1] if solution.gradient_norms.size else np.nan
+    losses = solution.losses[:, -1]
+    text = f"{solution.steps} iterations, Newton decrement {norm:.1e}"
+    if len(losses) > 1:
+        agree = int(np.sum(np.abs(losses - losses[best]) < 1e-3 * (1 + abs(losses[best]) * 1e-6)))
+        text += f", {agree} of {len(losses)} starting points end there"
+    if solution.interrupted:
+        return "interrupted", f"interrupted after {text}"
+    if solution.converged[best]:
+        return "finished", f"converged: {text}"
+    limit = f"after all {num_steps} steps allowed" if solution.steps >= num_steps else "no step lowers the loss further"
+    return "not converged", (
+        f"not converged ({limit}): {text}. The likelihood may have no maximum, or a kink; try other starting points "
+        "(num_restarts=10), or see summary() for what it says of the curvature"
     )
 
 

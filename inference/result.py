@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -19,6 +20,21 @@ from .data import check_counts, prepare
 from .diagnose import Diagnosis, GradientSNR, diagnose
 from .evidence import Evidence
 from .start import Start
+
+if TYPE_CHECKING:
+    from .covariance import Covariance
+    from .likelihood import SampleSize
+
+
+def _in_session_precision(tree: Any) -> Any:
+    """Double-precision leaves as the session has them: single, unless jax_enable_x64."""
+
+    def cast(x: Any) -> Any:
+        if isinstance(x, jax.Array) and x.dtype in (np.float64, np.int64) and not jax.config.jax_enable_x64:
+            return jax.numpy.asarray(np.asarray(x))
+        return x
+
+    return jax.tree.map(cast, tree)
 
 
 @eqx.filter_jit
@@ -72,6 +88,7 @@ class FitResult:
     problem: Problem = field(repr=False)
     unconstrained: Any = field(repr=False)
     """Fitted parameters in the space of the optimiser."""
+    _cache: dict[Any, Any] = field(default_factory=dict, repr=False, init=False)
 
     def __repr__(self) -> str:
         loss = f"{self.losses[-1]:.4f}" if self.losses.size else "none"
@@ -82,10 +99,16 @@ class FitResult:
 
     @property
     def posterior(self) -> Posterior:
-        posterior = self.problem.posterior(self.unconstrained)
+        with self.precision():
+            posterior = self.problem.posterior(self.unconstrained)
         if posterior is None:
             raise ValueError(f"{type(self.estimator).__name__} leaves no posterior to draw from")
-        return posterior
+        return _in_session_precision(posterior)
+
+    def precision(self) -> Any:
+        """Context in which this fit was made: exact losses are solved in double precision."""
+        double = any(x.dtype == np.float64 for x in jax.tree.leaves(self.unconstrained) if hasattr(x, "dtype"))
+        return jax.enable_x64(True) if double else nullcontext()
 
     def sample(self, num_samples: int = 1000, *, seed: int = 0, resample: str | None = None) -> dict[str, Array]:
         """Posterior draws of latent and deterministic sites, each ``(num_samples, *event)``.
@@ -151,17 +174,86 @@ class FitResult:
         save(self, path, num_samples, seed)
 
     def summary(
-        self, num_samples: int = 4000, *, prob: float = 0.95, seed: int = 0, resample: str | None = "psis"
-    ) -> pd.DataFrame:
+        self, num_samples: int = 4000, *, prob: float = 0.95, seed: int = 0, resample: str | None = "psis",
+        covariance: Any = None,
+    ) -> pd.DataFrame:  # fmt: skip
         """Table with a row per scalar: estimate, std_err, z, p_value, lower, upper.
+
+        For a point estimate: its standard error by the estimator's covariance (or another kind, `covariance`), z,
+        two-sided p and Wald's interval, or a bootstrap's percentiles; ``attrs`` holds the information criteria.
 
         For a posterior: mean, sd, mean/sd, twice the smaller posterior tail beyond zero, and the central interval of
         probability `prob`. From resampled draws, because the guide of a mass-covering estimator (IWAE, VIS) is wide
         on purpose; ``resample=None`` describes the guide itself.
         """
+        from .likelihood import information_criteria, point_summary
         from .summary import posterior_summary
 
+        if self.is_point:
+            found = self.covariance(covariance)
+            table = point_summary(found, prob)
+            criteria = information_criteria(self) if hasattr(self.problem, "log_likelihood") else {}
+            table.attrs = {"covariance": found.kind, **{k: float(v) for k, v in criteria.items()}}
+            return table
         return posterior_summary(self.sample(num_samples, seed=seed, resample=resample), prob)
+
+    @property
+    def is_point(self) -> bool:
+        """Whether the fit is a point estimate: it has parameters and standard errors, but no posterior."""
+        with self.precision():
+            return self.problem.posterior(self.unconstrained) is None
+
+    def covariance(self, kind: Any = None, *, num_replicates: int = 1000, seed: int = 0) -> Covariance:
+        """Sampling covariance of the estimates, computed once a kind.
+
+        Args:
+            kind: "observed", "opg", "sandwich", ("cluster", ids), "bootstrap" or "parametric_bootstrap"; None takes
+                the estimator's.
+            num_replicates, seed: of a bootstrap.
+        """
+        from . import covariance
+        from .covariance import freeze_covariance
+
+        given = freeze_covariance(getattr(self.estimator, "covariance", None) or "observed" if kind is None else kind)
+        key = ("covariance", given, num_replicates, seed)
+        if key not in self._cache:
+            with self.precision():
+                self._cache[key] = covariance.compute(self, given, num_replicates=num_replicates, seed=seed)
+        return self._cache[key]
+
+    def confint(self, prob: float = 0.95, *, method: str = "wald", covariance: Any = None) -> pd.DataFrame:
+        """Intervals of a point estimate: columns estimate, lower, upper.
+
+        Args:
+            method: "wald" (estimate ± quantile × standard error; percentiles for a bootstrap) or "profile", where the
+                profile log-likelihood has fallen by half a χ²₁ quantile: better for small n and skewed likelihoods.
+        """
+        from .likelihood import point_summary
+        from .profile import intervals
+
+        if method == "wald":
+            return point_summary(self.covariance(covariance), prob)[["estimate", "lower", "upper"]]
+        if method == "profile":
+            with self.precision():
+                return intervals(self, self.covariance("observed"), prob)
+        raise ValueError(f'method must be "wald" or "profile", got {method!r}')
+
+    def information_criteria(self) -> pd.Series:
+        """log_likelihood, num_params, num_units, AIC, AICc, BIC, TIC of a likelihood fit."""
+        from .likelihood import information_criteria
+
+        return information_criteria(self)
+
+    def sample_size_check(self, minimum_error: float = 0.45) -> SampleSize:
+        """Whether the number of units suffices for the number of parameters; `print` it.
+
+        Args:
+            minimum_error: the error rate that the best test between the fitted distribution and the best one of the
+                family should have at least, from one unit; 0.5 is that of a coin.
+        """
+        from .likelihood import sample_size_check
+
+        return sample_size_check(self, minimum_error)
 
     def resume(self, num_steps: int, *, progress_bar: bool = True, **options: Any) -> FitResult:
         """Go on from the fitted parameters; losses and metrics are appended. Options as in `fit`."""

@@ -1,0 +1,678 @@
+"""Likelihood of a NumPyro model: point estimates by maximum likelihood and maximum a posteriori.
+
+One function of the parameters serves the family: the log-likelihood of every independent unit, with latents that are
+not estimated summed or integrated out. Estimates, all covariances, information criteria and EM follow from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from jax import Array, lax, random
+from jax.scipy.special import logsumexp
+from numpyro import handlers
+from numpyro.distributions.transforms import biject_to
+from numpyro.distributions.util import sum_rightmost
+from numpyro.infer.initialization import init_to_uniform
+from numpyro.infer.util import compute_log_probs
+from numpyro.ops.provenance import eval_provenance
+from numpyro.primitives import Messenger
+
+from . import marginal
+from .base import Data, Estimator, Metrics, Params, Problem
+from .guided import full_plates
+from .unconstrained import step_of_scan
+
+COVARIANCES = ("observed", "opg", "sandwich", "bootstrap", "parametric_bootstrap")
+MAX_COMBINATIONS = 4096
+"""Most joint values of discrete latents that are enumerated."""
+MAX_BLOCK = 400
+"""Most latents that one integral by Laplace's method may have: its Hessian is dense."""
+
+
+class Latent(NamedTuple):
+    """A latent site, as far as it is static."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Of the unconstrained value; of the value itself where it is discrete."""
+    batch_ndim: int
+    """How many of the leading axes are batch (plate) axes."""
+    num_values: int
+    """Size of its support where it is discrete, else 0."""
+    plates: tuple[str, ...]
+
+
+class Roles(NamedTuple):
+    """What becomes of every site of a model. Static."""
+
+    estimated: tuple[str, ...]
+    """Latent sites that are parameters."""
+    integrated: tuple[Latent, ...]
+    """Continuous latent sites that are integrated out."""
+    enumerated: tuple[Latent, ...]
+    """Discrete latent sites that are summed out."""
+    unit_dims: tuple[int, ...]
+    """Negative batch dimensions of the plates whose elements are the independent units; empty: elements of sites."""
+    unit_shape: tuple[int, ...]
+    units: tuple[str, ...]
+    """Observed sites that belong to units; the others count once."""
+    blocks: bool
+    """Whether the latents that are summed out factorise over the units."""
+    subsampled: bool
+    discrete_observed: bool
+
+    @property
+    def num_units(self) -> int:
+        return int(np.prod(self.unit_shape)) if self.unit_shape else 1
+
+
+class Frozen:
+    """An array that can be compared and hashed, so that an estimator which holds it can be."""
+
+    def __init__(self, values: Any) -> None:
+        self.values = np.array(values, np.float64)
+        self.values.flags.writeable = False
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Frozen) and np.array_equal(self.values, other.values)
+
+    def __hash__(self) -> int:
+        return hash(self.values.tobytes())
+
+    def __repr__(self) -> str:
+        return f"array of shape {self.values.shape}"
+
+
+def freeze_covariance(kind: Any) -> Any:
+    """A covariance option, checked and made hashable.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    if isinstance(kind, tuple) and len(kind) == 2 and kind[0] == "cluster":
+        return kind if isinstance(kind[1], Frozen) else ("cluster", Frozen(_cluster_codes(kind[1])))
+    if kind not in COVARIANCES:
+        raise ValueError(
+            f'covariance must be one of {", ".join(COVARIANCES)} or ("cluster", ids), got {kind!r}'
+        )
+    return kind
+
+
+def _cluster_codes(ids: Any) -> np.ndarray:
+    ids = np.asarray(ids)
+    if ids.ndim != 1:
+        raise ValueError(f"cluster ids must be one a unit, shape (n,), got shape {ids.shape}")
+    return np.unique(ids, return_inverse=True)[1]
+
+
+@dataclass(frozen=True)
+class MLE(Estimator):
+    """Maximum likelihood: minimises −Σ_i w_i log p(x_i | parameters), in nats, not divided by n.
+
+    Parameters are the model's `param` sites and the latent sites that are estimated, whose priors are dropped. Units i
+    are the elements of the plates that observed sites share (without plates: the elements of the observed sites).
+
+    Args:
+        covariance: standard errors by "observed" information H⁻¹, "opg" G⁻¹, "sandwich" H⁻¹GH⁻¹, ("cluster", ids),
+            "bootstrap" or "parametric_bootstrap"; H = −Σ∇²ℓ_i, G = Σ∇ℓ_i∇ℓ_iᵀ.
+        latents: "auto" integrates random effects out, which are the latent sites whose own prior depends on a parameter
+            or that lie in a plate with observations, and estimates the others; "estimate" estimates all continuous
+            ones; a tuple of names estimates these and integrates the others. Discrete latents are always summed out.
+        num_nodes: quadrature nodes per integrated dimension; 1 is Laplace's method.
+        weights: one weight a unit (survey weights, density ratios under covariate shift), ``(n,)``, non-negative.
+        robust: q of the maximum Lq-likelihood, which replaces log p by (p^q − 1)/q and so bounds the pull of outliers
+            (Maximum Lq-likelihood Estimation); 0 is the likelihood.
+        data_noise: standard deviation of noise that is added anew to the observed sites at each step: the likelihood
+            of a distribution on a low-dimensional set is unbounded without it (A Likelihood Approach to Nonparametric
+            Estimation of a Singular Distribution). Makes the loss stochastic.
+        subsample: honour the subsampling of the model's plates (a stochastic loss); False uses all data.
+    """
+
+    covariance: Any = "observed"
+    latents: Any = "auto"
+    num_nodes: int = 1
+    weights: Any = None
+    robust: float = 0.0
+    data_noise: float = 0.0
+    subsample: bool = False
+    needs_guide = False
+    has_prior = False
+    """Whether the prior of estimated latent sites counts."""
+    has_jacobian = False
+    """Whether it counts as a density of the unconstrained values."""
+
+    @property
+    def exact(self) -> bool:  # type: ignore[override]
+        return not self.data_noise and not self.subsample
+
+    def __post_init__(self) -> None:
+        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
+        put("covariance", freeze_covariance(self.covariance))
+        if isinstance(self.latents, (list, set, frozenset)):
+            put("latents", tuple(self.latents))
+        if not isinstance(self.latents, tuple) and self.latents not in ("auto", "estimate"):
+            raise ValueError(f'latents must be "auto", "estimate" or a tuple of site names, got {self.latents!r}')
+        if isinstance(self.num_nodes, bool) or not isinstance(self.num_nodes, int) or not 1 <= self.num_nodes <= 100:
+            raise ValueError(f"num_nodes must be an integer from 1 to 100, got {self.num_nodes!r}")
+        if self.weights is not None and not isinstance(self.weights, Frozen):
+            put("weights", Frozen(_checked_weights(self.weights)))
+        if not self.data_noise >= 0:
+            raise ValueError(f"data_noise must not be negative, got {self.data_noise!r}")
+
+    def problem(self, rng_key: Array, model: Callable, guide: Callable | None, data: Data) -> LikelihoodProblem:
+        return LikelihoodProblem.create(self, rng_key, model, data)
+
+
+def _checked_weights(weights: Any) -> np.ndarray:
+    weights = np.asarray(weights, np.float64)
+    if weights.ndim != 1:
+        raise ValueError(f"weights must be one a unit, shape (n,), got shape {weights.shape}")
+    bad = ~(np.isfinite(weights) & (weights >= 0))
+    if bad.any():
+        i = int(np.argmax(bad))
+        raise ValueError(f"weights[{i}] is {weights[i]}: weights must be finite and not negative")
+    if not weights.sum() > 0:
+        raise ValueError("weights are all zero: no unit counts")
+    return weights
+
+
+@dataclass(frozen=True)
+class MAP(MLE):
+    """Maximum a posteriori: MLE with the log-prior of the estimated latent sites added.
+
+    The density is the one in the user's space, as in Stan's optimiser; `Laplace` has the mode in unconstrained space.
+
+    Args:
+        tempered: power of the likelihood, the learning rate of a generalised posterior; the rest as in `MLE`.
+    """
+
+    latents: Any = "estimate"
+    tempered: float = 1.0
+    has_prior = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.tempered > 0:
+            raise ValueError(f"tempered must be positive, got {self.tempered!r}")
+
+
+class _replace_observed(Messenger):
+    """Other values at the observed sites."""
+
+    def __init__(self, fn: Callable, values: dict[str, Array], noise: float = 0.0, key: Array | None = None) -> None:
+        self.values, self.noise, self.key = values, noise, key
+        super().__init__(fn)
+
+    def process_message(self, msg: dict) -> None:
+        if msg["type"] != "sample" or not msg["is_observed"]:
+            return
+        if msg["name"] in self.values:
+            msg["value"] = self.values[msg["name"]]
+        if self.noise and not msg["fn"].support.is_discrete and not _is_factor(msg):
+            assert self.key is not None
+            self.key, key = random.split(self.key)
+            value = jnp.asarray(msg["value"])
+            msg["value"] = value + self.noise * random.normal(key, value.shape, value.dtype)
+
+
+class unobserve(Messenger):
+    """Draw the observed sites anew, factors aside."""
+
+    def process_message(self, msg: dict) -> None:
+        if msg["type"] == "sample" and msg["is_observed"] and not _is_factor(msg):
+            msg["is_observed"], msg["value"] = False, None
+
+
+def _is_factor(msg: dict) -> bool:
+    return isinstance(msg["fn"], numpyro.distributions.Unit)
+
+
+class LikelihoodProblem(Problem):
+    """−log-likelihood, or −log-posterior, of one model on one data set."""
+
+    options: MLE = eqx.field(static=True)
+    """The estimator, its weights aside: these are data."""
+    model: Callable
+    transforms: dict[str, Any]
+    roles: Roles = eqx.field(static=True)
+    params: Params
+    data: dict[str, Any]
+    weights: Array
+    """``(n,)``, or a scalar one where all units count alike."""
+    observed: dict[str, Array]
+    """Values in place of those that the model observes: replicates of a parametric bootstrap."""
+
+    @classmethod
+    def create(cls, estimator: MLE, rng_key: Array, model: Callable, data: Data) -> LikelihoodProblem:
+        """Inspect the model, give every site its role, and draw initial values.
+
+        Raises:
+            ValueError: nothing to estimate, weights or clusters of another length, an integral or sum too large.
+        """
+        roles, transforms = inspect(estimator, model, dict(data))
+        weights = jnp.ones(()) if estimator.weights is None else jnp.asarray(estimator.weights.values)
+        problem = cls(
+            options=replace(estimator, weights=None), model=model, transforms=transforms, roles=roles, params={},
+            data=dict(data), weights=weights, observed={},
+        )  # fmt: skip
+        _check_lengths(estimator, roles)
+        return replace(problem, params=_initial(problem, rng_key))
+
+    @property
+    def deterministic(self) -> bool:
+        return self.options.exact or not (self.options.data_noise or self.roles.subsampled)
+
+    @property
+    def num_units(self) -> int:
+        """Independent units n, by which BIC and the sandwich count."""
+        return self.roles.num_units
+
+    def init(self, rng_key: Array) -> Params:
+        """Param sites as the model draws them; latents at zero in unconstrained space, jittered by restarts."""
+
+        def zeros(site: dict) -> Array | None:
+            if site["type"] == "sample" and not site["is_observed"] and not site["fn"].support.is_discrete:
+                bijection = biject_to(site["fn"].support)
+                return bijection(jnp.zeros(bijection.inverse_shape(site["fn"].shape())))
+            return None
+
+        tr = handlers.trace(handlers.substitute(self._prepared(rng_key), substitute_fn=zeros)).get_trace(**self.data)
+        out = {}
+        for name, site in tr.items():
+            if site["type"] == "param":
+                out[name] = self.transforms[name].inv(site["value"])
+            elif name in self.roles.estimated:
+                out[name] = jnp.zeros(biject_to(site["fn"].support).inverse_shape(jnp.shape(site["value"])))
+        return {
+            n: jax.tree.map(lambda x: lax.convert_element_type(x, jnp.result_type(x, float)), v) for n, v in out.items()
+        }
+
+    def _prepared(self, rng_key: Array | int = 0) -> Callable:
+        model = handlers.seed(self.model, rng_key)
+        return model if self.options.subsample else full_plates(model)
+
+    def _values(self, params: Params, extra: dict[str, Array], combination: Array | None) -> Callable:
+        """What `handlers.substitute` asks at every site."""
+        index = {s.name: i for i, s in enumerate(self.roles.enumerated)}
+
+        def substitute(site: dict) -> Any:
+            name = site["name"]
+            if site["type"] == "param":
+                return self.transforms[name](params[name])
+            if site["type"] != "sample":
+                return None
+            if name in extra or name in self.roles.estimated:
+                x = extra[name] if name in extra else params[name]
+                return biject_to(site["fn"].support)(step_of_scan(site, x))
+            if combination is not None and name in index:
+                support = site["fn"].enumerate_support(expand=False)
+                return jnp.broadcast_to(support[combination[index[name]]], site["fn"].shape())
+            return None
+
+        return substitute
+
+    def _log_probs(
+        self, params: Params, data: Data, key: Array | None, extra: dict[str, Array], combination: Array | None
+    ) -> tuple[dict[str, Array], dict]:
+        model = handlers.substitute(
+            self._prepared(0 if key is None else key), substitute_fn=self._values(params, extra, combination)
+        )
+        noise_key = None if key is None else random.fold_in(key, 1)
+        model = _replace_observed(model, self.observed, 0.0 if key is None else self.options.data_noise, noise_key)
+        return compute_log_probs(model, (), dict(data), {}, sum_log_prob=False)
+
+    def _split(self, params: Params, data: Data, key: Array | None, extra: dict[str, Array],
+               combination: Array | None) -> tuple[Array, Array, Array]:  # fmt: skip
+        """Log-likelihood of the units ``(n,)``, that of sites outside of them, and the log-prior of estimated sites."""
+        log_probs, tr = self._log_probs(params, data, key, extra, combination)
+        roles = self.roles
+        hidden = {s.name for s in roles.integrated + roles.enumerated}
+        units: list[Array] = []
+        rest = prior = jnp.zeros(())
+        for name, log_prob in log_probs.items():
+            if name in extra:  # a density in R^d, where it is integrated
+                log_prob = log_prob + _log_det(tr[name], extra[name])
+            if name in roles.estimated:
+                if self.options.has_prior:
+                    prior = prior + jnp.sum(log_prob)
+                if self.options.has_jacobian:
+                    prior = prior + jnp.sum(_log_det(tr[name], params[name]))
+            elif name in roles.units or (name in hidden and roles.blocks):
+                units.append(_to_units(log_prob, roles.unit_dims))
+            else:
+                rest = rest + jnp.sum(log_prob)
+        if not roles.unit_dims and len({u.shape for u in units}) > 1:
+            return jnp.concatenate([jnp.ravel(u) for u in units]), rest, prior
+        total = sum(units[1:], units[0]) if units else jnp.zeros((1,))
+        return jnp.ravel(total), rest, prior
+
+    def terms(self, params: Params, data: Data, rng_key: Array | None = None) -> tuple[Array, Array, Array]:
+        """Log-likelihood of every unit ``(n,)``, of what belongs to no unit, and the log-prior (zero for `MLE`)."""
+        roles = self.roles
+        if not roles.integrated and not roles.enumerated:
+            return self._split(params, data, rng_key, {}, None)
+        if roles.blocks:
+            def block(extra: dict, combination: Array | None) -> Array:
+                return self._split(params, data, rng_key, extra, combination)[0]
+        else:
+            def block(extra: dict, combination: Array | None) -> Array:
+                units, rest, _ = self._split(params, data, rng_key, extra, combination)
+                return (jnp.sum(units) + rest)[None]
+        if roles.enumerated:
+            values = logsumexp(jax.vmap(lambda c: block({}, c))(_combinations(roles)), axis=0)
+        else:
+            u = jnp.zeros(_block_shape(roles), jnp.result_type(float))
+            values = marginal.integrate(lambda u: block(_from_blocks(u, roles), None), u, self.options.num_nodes)
+        first = {s.name: jnp.zeros(s.shape) for s in roles.integrated}
+        combination = _combinations(roles)[0] if roles.enumerated else None
+        _, rest, prior = self._split(params, data, rng_key, first, combination)
+        return values, rest if roles.blocks else jnp.zeros(()), prior
+
+    def pointwise(self, params: Params, data: Data) -> Array:
+        return -self.terms(params, data)[0]
+
+    def log_likelihood(self, params: Params, data: Data) -> Array:
+        """Σ_i w_i ℓ_i and what belongs to no unit, in nats."""
+        units, rest, _ = self.terms(params, data)
+        return jnp.sum(self.weights * units) + rest
+
+    def responsibilities(self, params: Params, data: Data) -> Array:
+        """p(z | x, parameters) of every joint value of the discrete latents, ``(values, n)``."""
+        joint = jax.vmap(lambda c: self._split(params, data, None, {}, c)[0])(_combinations(self.roles))
+        return jax.nn.softmax(joint, axis=0)
+
+    def loss(self, params: Params, rng_key: Array, data: Data) -> tuple[Array, Metrics]:
+        units, rest, prior = self.terms(params, data, None if self.deterministic else rng_key)
+        if self.options.robust:
+            units = jnp.expm1(self.options.robust * units) / self.options.robust
+        likelihood = jnp.sum(self.weights * units) + rest
+        power = getattr(self.options, "tempered", 1.0)
+        return -(power * likelihood + prior), {}
+
+    def constrain(self, params: Params) -> dict[str, Array]:
+        """Param sites and estimated latent sites in the user's space."""
+        extra = {s.name: jnp.zeros(s.shape) for s in self.roles.integrated}
+        combination = _combinations(self.roles)[0] if self.roles.enumerated else None
+        model = handlers.substitute(self._prepared(), substitute_fn=self._values(params, extra, combination))
+        tr = handlers.trace(model).get_trace(**self.data)
+        return {n: tr[n]["value"] for n in params}
+
+    def unconstrain(self, values: Mapping[str, Any]) -> Params:
+        out = {}
+        given = {n: jax.tree.map(jnp.asarray, v) for n, v in values.items()}
+        extra = {s.name: jnp.zeros(s.shape) for s in self.roles.integrated}
+        combination = _combinations(self.roles)[0] if self.roles.enumerated else None
+        others = self._values(self.params, extra, combination)
+        model = handlers.substitute(
+            self._prepared(), substitute_fn=lambda site: given.get(site["name"], others(site))
+        )  # fmt: skip
+        unknown = sorted(set(given) - set(self.params))
+        if unknown:
+            raise ValueError(
+                f"start names {unknown[0]!r}, which is not a parameter (parameters: {', '.join(self.params)})"
+            )
+        shapes = jax.eval_shape(self.constrain, self.params)
+        for name, value in given.items():
+            if hasattr(value, "shape") and value.shape != shapes[name].shape:
+                raise ValueError(f"start[{name!r}] has shape {value.shape}, the site has {shapes[name].shape}")
+        with numpyro.validation_enabled(False):  # a value outside the support is named here
+            tr = handlers.trace(model).get_trace(**self.data)
+        for name, value in given.items():
+            bijection = self.transforms[name] if name in self.transforms else biject_to(tr[name]["fn"].support)
+            out[name] = jax.tree.map(bijection.inv, value) if not hasattr(value, "shape") else bijection.inv(value)
+            if not all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(out[name])):
+                raise ValueError(f"start[{name!r}] = {value} lies outside the site's support")
+        return out
+
+    def simulate(self, params: Params, rng_key: Array) -> dict[str, Array]:
+        """New values of the observed sites from the fitted model, latents that are not estimated drawn too."""
+        substitute = self._values(params, {}, None)
+        was = handlers.trace(handlers.substitute(self._prepared(), substitute_fn=substitute)).get_trace(**self.data)
+        # innermost: the seed must see that these sites are to be drawn
+        drawn = full_plates(handlers.seed(unobserve(self.model), rng_key))
+        tr = handlers.trace(handlers.substitute(drawn, substitute_fn=substitute)).get_trace(**self.data)
+        return {
+            n: tr[n]["value"]
+            for n, site in was.items()
+            if site["type"] == "sample" and site["is_observed"] and not _is_factor(site)
+        }
+
+    def explain(self, params: Params, rng_key: Array, data: Data) -> str:
+        """Name the parameter that is not finite, else the sites whose log-density is not."""
+        with numpyro.validation_enabled(False):
+            for name, value in self.constrain(params).items():
+                if not all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(value)):
+                    return f"parameter {name!r} is not finite"
+            extra = {s.name: jnp.zeros(s.shape) for s in self.roles.integrated}
+            combination = _combinations(self.roles)[0] if self.roles.enumerated else None
+            for name, log_prob in self._log_probs(params, data, None, extra, combination)[0].items():
+                if not bool(jnp.all(jnp.isfinite(log_prob))):
+                    return f"the log-density of site {name!r} is not finite: is its value outside the support?"
+        return "a gradient is not finite although every site's log-density is (a square root or logarithm at zero?)"
+
+
+@eqx.filter_jit
+def _initial(problem: LikelihoodProblem, rng_key: Array) -> Params:
+    return problem.init(rng_key)
+
+
+def _log_det(site: dict, x: Array) -> Array:
+    """log |∂ value/∂ unconstrained| of a site, of its batch shape."""
+    log_det = biject_to(site["fn"].support).log_abs_det_jacobian(x, site["value"])
+    return sum_rightmost(log_det, jnp.ndim(log_det) - jnp.ndim(site["value"]) + site["fn"].event_dim)
+
+
+def _to_units(log_prob: Array, dims: tuple[int, ...]) -> Array:
+    """Sum over all batch dimensions that are not those of the units."""
+    if not dims:
+        return log_prob
+    keep = {log_prob.ndim + d for d in dims}
+    return jnp.sum(log_prob, axis=tuple(a for a in range(log_prob.ndim) if a not in keep))
+
+
+def _combinations(roles: Roles) -> Array:
+    """Indices of every joint value of the discrete latents, ``(combinations, sites)``."""
+    sizes = [s.num_values for s in roles.enumerated]
+    return jnp.asarray(np.indices(sizes).reshape(len(sizes), -1).T)
+
+
+def _block_shape(roles: Roles) -> tuple[int, int]:
+    blocks = roles.num_units if roles.blocks else 1
+    return blocks, sum(int(np.prod(s.shape)) for s in roles.integrated) // blocks
+
+
+def _from_blocks(u: Array, roles: Roles) -> dict[str, Array]:
+    """Rows of latent values, one a block, as the sites' own arrays."""
+    out, start = {}, 0
+    for site in roles.integrated:
+        if not roles.blocks:
+            size = int(np.prod(site.shape))
+            out[site.name] = u[0, start : start + size].reshape(site.shape)
+            start += size
+            continue
+        axes = [site.batch_ndim + d for d in roles.unit_dims]
+        others = [n for a, n in enumerate(site.shape) if a not in axes]
+        size = int(np.prod(others))
+        piece = u[:, start : start + size].reshape(*roles.unit_shape, *others)
+        out[site.name] = jnp.moveaxis(piece, range(len(axes)), axes)
+        start += size
+    return out
+
+
+def inspect(estimator: MLE, model: Callable, data: dict[str, Any]) -> tuple[Roles, dict[str, Any]]:
+    """Give every site of the model its role.
+
+    Raises:
+        ValueError: see `LikelihoodProblem.create`.
+    """
+    found: dict[str, Any] = {}
+
+    def run(key: Array) -> Array:
+        seeded = handlers.seed(model, key)
+        if not estimator.subsample:
+            seeded = full_plates(seeded)
+        tr = handlers.trace(handlers.substitute(seeded, substitute_fn=init_to_uniform)).get_trace(**data)
+        found.update(tr=tr, sites=[_latent(s) for s in tr.values() if s["type"] == "sample" and not s["is_observed"]])
+        found["hierarchical"] = _hierarchical(seeded, data, tr) if estimator.latents == "auto" else set()
+        return jnp.zeros(())
+
+    jax.eval_shape(run, random.key(0))
+    tr, sites = found["tr"], found["sites"]
+    observed = {n: s for n, s in tr.items() if s["type"] == "sample" and s["is_observed"]}
+    plates = {n: s["args"] for n, s in tr.items() if s["type"] == "plate"}
+    plated = {n: s for n, s in observed.items() if s["cond_indep_stack"]}
+    frames = set.intersection(*(set(s["cond_indep_stack"]) for s in plated.values())) if plated else set()
+    ordered = sorted(frames, key=lambda f: f.dim)
+    unit_plates = {f.name for f in ordered}
+    estimated, integrated, enumerated = _assign(estimator, sites, observed, found["hierarchical"])
+    if ordered:
+        units = tuple(plated)
+        shape = tuple(f.size for f in ordered)
+    else:
+        units = tuple(n for n, s in observed.items() if not _is_factor(s) or len(observed) == 1)
+        shapes = [tuple(s["fn"].batch_shape) for n, s in observed.items() if n in units]
+        shape = shapes[0] if len(set(shapes)) == 1 else (sum(int(np.prod(s)) for s in shapes),)
+    hidden = integrated + enumerated
+    blocks = bool(ordered) and all(unit_plates <= set(s.plates) for s in hidden)
+    roles = Roles(
+        estimated=tuple(s.name for s in estimated),
+        integrated=integrated,
+        enumerated=enumerated,
+        unit_dims=tuple(f.dim for f in ordered),
+        unit_shape=shape if blocks or not hidden else (1,),
+        units=units,
+        blocks=blocks,
+        subsampled=any(size != sub for size, sub in plates.values()),
+        discrete_observed=all(s["fn"].support.is_discrete for s in observed.values() if not _is_factor(s)),
+    )
+    _check_sizes(roles, estimator)
+    constraints = {n: s["kwargs"].get("constraint", numpyro.distributions.constraints.real)
+                   for n, s in tr.items() if s["type"] == "param"}  # fmt: skip
+    if not constraints and not estimated:
+        raise ValueError(
+            f"{type(estimator).__name__} has nothing to estimate: the model has neither numpyro.param sites nor latent "
+            "sites that are estimated"
+            + (f" ({', '.join(s.name for s in hidden)} are integrated or summed out)" if hidden else "")
+        )
+    return roles, {n: biject_to(c) for n, c in constraints.items()}
+
+
+def _latent(site: dict) -> Latent:
+    fn = site["fn"]
+    plates = tuple(f.name for f in site["cond_indep_stack"])
+    if not fn.support.is_discrete:
+        shape = tuple(biject_to(fn.support).inverse_shape(jnp.shape(site["value"])))
+        return Latent(site["name"], shape, len(fn.batch_shape), 0, plates)
+    try:
+        size = fn.enumerate_support(expand=False).shape[0]
+    except NotImplementedError:
+        size = -1
+    return Latent(site["name"], tuple(jnp.shape(site["value"])), len(fn.batch_shape), size, plates)
+
+
+def _hierarchical(model: Callable, data: dict, tr: dict) -> set[str]:
+    """Latent sites whose own prior depends on another latent site or on a parameter."""
+    latent = [n for n, s in tr.items() if s["type"] == "sample" and not s["is_observed"]]
+    values = {n: s["value"] for n, s in tr.items() if s["type"] == "param" or n in latent}
+
+    def evaluate(**values: Any) -> dict[str, Any]:
+        return {n: v for n, v in compute_log_probs(model, (), data, values, sum_log_prob=False)[0].items()
+                if n in latent}  # fmt: skip
+
+    is_set = lambda x: isinstance(x, frozenset)  # noqa: E731
+    depends = eval_provenance(evaluate, **values)
+    return {n for n, on in depends.items()
+            if frozenset().union(*jax.tree.leaves(on, is_leaf=is_set)) - {n}}  # fmt: skip
+
+
+def _assign(
+    estimator: MLE, sites: list[Latent], observed: dict, hierarchical: set[str]
+) -> tuple[tuple[Latent, ...], tuple[Latent, ...], tuple[Latent, ...]]:
+    continuous = tuple(s for s in sites if not s.num_values)
+    enumerated = tuple(s for s in sites if s.num_values)
+    if estimator.latents == "estimate":
+        return continuous, (), enumerated
+    if estimator.latents == "auto":
+        with_data = {f.name for s in observed.values() for f in s["cond_indep_stack"]}
+        effects = {s.name for s in continuous if s.name in hierarchical or with_data & set(s.plates)}
+        chosen = {s.name for s in continuous} - effects
+    else:
+        chosen = set(estimator.latents)
+        unknown = sorted(chosen - {s.name for s in continuous})
+        if unknown:
+            discrete = unknown[0] in {s.name for s in enumerated}
+            raise ValueError(
+                f"latents names {unknown[0]!r}, which is "
+                + ("discrete: it cannot be maximised by gradients and is summed out instead" if discrete else
+                   f"no continuous latent site of the model (there are: {', '.join(s.name for s in continuous)})")
+            )  # fmt: skip
+    return (
+        tuple(s for s in continuous if s.name in chosen),
+        tuple(s for s in continuous if s.name not in chosen),
+        enumerated,
+    )
+
+
+def _check_sizes(roles: Roles, estimator: MLE) -> None:
+    names = ", ".join(repr(s.name) for s in roles.enumerated)
+    endless = [s.name for s in roles.enumerated if s.num_values < 0]
+    if endless:
+        raise ValueError(f"discrete latent site {endless[0]!r} has no finite support to sum over: use VIS or RWS")
+    if roles.enumerated and roles.integrated:
+        raise NotImplementedError(
+            f"the model has both discrete latents to sum out ({names}) and continuous ones to integrate "
+            f"({', '.join(repr(s.name) for s in roles.integrated)}): estimate the latter (latents=), or use VIS"
+        )
+    independent = roles.blocks or all(not s.shape for s in roles.enumerated)
+    exponents = [1 if independent else int(np.prod(s.shape)) for s in roles.enumerated]
+    log_count = sum(e * np.log10(s.num_values) for e, s in zip(exponents, roles.enumerated, strict=True))
+    if log_count > np.log10(MAX_COMBINATIONS) or not independent:
+        count = f"{10**log_count:.0f}" if log_count < 7 else f"10^{log_count:.0f}"
+        raise ValueError(
+            f"summing out {names} means {count} joint values, more than {MAX_COMBINATIONS}: put independent latents in "
+            "the plate of the data, use a distribution that sums them itself (models.hmm for Markov chains), or VIS"
+        )
+    if roles.integrated:
+        _, size = _block_shape(roles)
+        nodes = estimator.num_nodes**size if size < 30 else np.inf
+        if size > MAX_BLOCK or nodes > 100_000:
+            raise ValueError(
+                f"integrating {', '.join(repr(s.name) for s in roles.integrated)} is an integral over {size} dimensions "
+                f"at once{f' with {estimator.num_nodes} nodes in each' if estimator.num_nodes > 1 else ''}: too many. "
+                'Use num_nodes=1, estimate the latents (latents="estimate"), or take VIS or IWAE'
+            )
+
+
+def _check_lengths(estimator: MLE, roles: Roles) -> None:
+    given = {}
+    if estimator.weights is not None:
+        given["weights"] = estimator.weights.values
+    if isinstance(estimator.covariance, tuple):
+        given["cluster ids"] = estimator.covariance[1].values
+    for name, values in given.items():
+        if len(values) != roles.num_units:
+            raise ValueError(f"{name} has length {len(values)}, the model has {roles.num_units} independent units")
+    if estimator.weights is not None and estimator.subsample and roles.subsampled:
+        raise ValueError("weights and subsample=True do not go together: weight the terms in the model instead")
+
+
+def as_mapping(value: Any, names: tuple[str, ...], what: str) -> Mapping[str, float]:
+    """A number for all sites or a dict by site, as a dict by site.
+
+    Raises:
+        ValueError: a site that is not estimated.
+    """
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(names, float(value))
+    for name in value:
+        if name not in names:
+            raise ValueError(f"{what} names {name!r}, which is not estimated (parameters: {', '.join(names)})")
+    return dict(value)

@@ -1,0 +1,270 @@
+"""Covariance of a point estimate: from curvature and scores at the optimum, or from refits to resampled data.
+
+With ℓ_i the terms of the loss, H the Hessian of the loss and G = Σ∇ℓ_i∇ℓ_iᵀ, all in unconstrained space: observed
+information H⁻¹, outer product of gradients G⁻¹, sandwich H⁻¹GH⁻¹ (The Behavior of Maximum Likelihood Estimates under
+Nonstandard Conditions), with scores summed in a cluster first where there are clusters.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax, random
+from jax.flatten_util import ravel_pytree
+
+from ..estimators.base import Params, Problem
+from ..estimators.likelihood import freeze_covariance
+from . import curvature
+from .solve import objective
+from .summary import labels
+
+if TYPE_CHECKING:
+    from .result import FitResult
+
+SINGULAR = 1e-11
+"""Smallest eigenvalue of the scaled Hessian, relative to the largest, that counts as identified in double precision."""
+NUM_REPLICATES = 1000
+
+
+@dataclass(frozen=True)
+class Covariance:
+    """Sampling covariance of an estimate, by site element in the order of `names`, in the user's space."""
+
+    kind: str
+    names: list[str]
+    estimate: np.ndarray
+    """``(P,)`` values in the user's space."""
+    matrix: np.ndarray
+    """``(P, P)``, by the delta method, or of the refits; inf on the diagonal where a value is not identified."""
+    unconstrained: np.ndarray
+    """``(D, D)`` covariance in unconstrained space."""
+    hessian: np.ndarray
+    """``(D, D)`` Hessian of the loss."""
+    score_product: np.ndarray | None
+    """``(D, D)`` G; None where the model has no independent units."""
+    condition_number: float
+    """Of the Hessian with its diagonal scaled to one."""
+    notes: tuple[str, ...] = ()
+    replicates: np.ndarray | None = field(default=None, repr=False)
+    """``(B, P)`` estimates of the refits of a bootstrap."""
+
+    @property
+    def std_err(self) -> np.ndarray:
+        return np.sqrt(np.diag(self.matrix))
+
+
+@eqx.filter_jit
+def _parts(problem: Problem, params: Params) -> tuple[Array, Array]:
+    p = replace(problem, params=params)  # type: ignore[type-var]
+    z, f, _ = objective(p)
+    return curvature.gradient_and_hessian(f, z)
+
+
+@eqx.filter_jit
+def _scores(problem: Any, params: Params) -> Array:
+    """∇ of every term of the loss, ``(n, D)``."""
+    z, unravel = ravel_pytree(params)
+    terms = lambda z: problem.weights * problem.pointwise(unravel(z), problem.data)  # noqa: E731
+    return jax.vmap(lambda e: jax.jvp(terms, (z,), (e,))[1], out_axes=1)(jnp.eye(z.shape[0], dtype=z.dtype))
+
+
+@eqx.filter_jit
+def _values_and_jacobian(problem: Problem, params: Params) -> tuple[Array, Array]:
+    z, unravel = ravel_pytree(params)
+    flat = lambda z: ravel_pytree(problem.constrain(unravel(z)))[0]  # noqa: E731
+    return flat(z), jax.jacfwd(flat)(z)
+
+
+def site_names(problem: Problem, params: Params) -> list[str]:
+    """Names of the scalars in the user's space, in the order of `ravel_pytree`."""
+    shapes = jax.eval_shape(problem.constrain, params)
+    names = []
+    for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]:
+        keys = [str(getattr(k, "key", getattr(k, "idx", k))) for k in path]
+        names += labels(".".join(keys), leaf.shape)
+    return names
+
+
+def unconstrained_names(params: Params) -> list[str]:
+    names = []
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        keys = [str(getattr(k, "key", getattr(k, "idx", k))) for k in path]
+        names += labels(".".join(keys), jnp.shape(leaf))
+    return names
+
+
+def compute(result: FitResult, kind: Any = None, *, num_replicates: int = NUM_REPLICATES, seed: int = 0) -> Covariance:
+    """See `FitResult.covariance`.
+
+    Raises:
+        ValueError: an unknown kind, or one that needs independent units where the model has none.
+        TypeError: the estimator has no exact loss to differentiate.
+    """
+    problem, params = result.problem, result.unconstrained
+    if not problem.deterministic:
+        raise TypeError(
+            f"{type(result.estimator).__name__} has no exact loss: standard errors come from its posterior (summary)"
+        )
+    kind = freeze_covariance(getattr(result.estimator, "covariance", None) or "observed" if kind is None else kind)
+    gradient, hessian = (np.asarray(x) for x in _parts(problem, params))
+    values, jacobian = (np.asarray(x) for x in _values_and_jacobian(problem, params))
+    notes: list[str] = []
+    inverse, condition, unidentified = _inverse(hessian, unconstrained_names(params), notes)
+    num_units = getattr(problem, "num_units", 1)
+    scores = np.asarray(_scores(problem, params)) if num_units > 1 and hasattr(problem, "pointwise") else None
+    product = None if scores is None else scores.T @ scores
+    replicates = None
+    name = kind if isinstance(kind, str) else kind[0]
+    if name in ("opg", "sandwich", "cluster") and scores is None:
+        raise ValueError(
+            f'covariance="{name}" needs independent units, the elements of a plate around the observed sites; this '
+            'model has one observation only. Take "observed" or "parametric_bootstrap"'
+        )
+    if name == "observed":
+        matrix = inverse
+    elif name == "opg":
+        matrix, _, unidentified = _inverse(product, unconstrained_names(params), notes)
+    elif name == "sandwich":
+        matrix = inverse @ product @ inverse
+    elif name == "cluster":
+        summed = np.zeros((kind[1].values.astype(int).max() + 1, scores.shape[1]))  # type: ignore[union-attr]
+        np.add.at(summed, kind[1].values.astype(int), scores)
+        matrix = inverse @ (summed.T @ summed) @ inverse
+    else:
+        refits = bootstrap(problem, params, num_replicates, seed, parametric=name == "parametric_bootstrap")
+        good = np.isfinite(refits.values).all(1) & refits.converged
+        if good.mean() < 0.95:
+            notes.append(f"{np.sum(~good)} of {len(good)} refits did not converge and are left out")
+        replicates = refits.values[good]
+        sds = np.sqrt(np.maximum(np.diag(inverse), 0))
+        far = np.abs(refits.unconstrained[good] - np.asarray(ravel_pytree(params)[0])) > 20 * sds
+        if far.any():
+            notes.append(
+                f"{far.any(1).sum()} of {len(replicates)} refits ran off to more than 20 standard errors (separation in "
+                "the resampled data?): they dominate the standard errors; the percentile intervals bear them"
+            )
+        matrix = np.atleast_2d(np.cov(refits.unconstrained[good], rowvar=False))
+    constrained = (
+        jacobian @ matrix @ jacobian.T if replicates is None else np.atleast_2d(np.cov(replicates, rowvar=False))
+    )
+    if unidentified.size and replicates is None:
+        loose = np.abs(jacobian @ unidentified).max(1) > 1e-6 * np.maximum(np.abs(jacobian).max(1), 1e-300)
+        constrained = constrained.copy()
+        constrained[loose, loose] = np.inf
+    notes += _one_sided(problem, params, hessian) if not unidentified.size else []
+    for note in notes:
+        warnings.warn(note, RuntimeWarning, stacklevel=4)
+    return Covariance(
+        kind=name, names=site_names(problem, params), estimate=values, matrix=constrained, unconstrained=matrix,
+        hessian=hessian, score_product=product, condition_number=condition, notes=tuple(notes), replicates=replicates,
+    )  # fmt: skip
+
+
+def _inverse(matrix: np.ndarray | None, names: list[str], notes: list[str]) -> tuple[np.ndarray, float, np.ndarray]:
+    """Inverse over the identified directions, condition number, and the directions ``(D, m)`` that are not."""
+    assert matrix is not None
+    eigenvalues, vectors, d = (np.asarray(x) for x in curvature.scaled_eigen(jnp.asarray(matrix)))
+    top = np.max(np.abs(eigenvalues))
+    bad = eigenvalues <= SINGULAR * max(top, 1e-300)
+    condition = float(top / max(np.min(np.abs(eigenvalues)), 1e-300))
+    safe = np.where(bad, np.inf, eigenvalues)
+    inverse = (vectors / safe) @ vectors.T * d[:, None] * d
+    directions = d[:, None] * vectors[:, bad]
+    for direction, eigenvalue in zip(directions.T, eigenvalues[bad], strict=True):
+        scale = np.abs(direction).max()
+        order = np.argsort(-np.abs(direction))
+        main = [i for i in order if abs(direction[i]) > 0.05 * scale][:5]
+        combination = " ".join(f"{direction[i] / scale:+.2g}·{names[i]}" for i in main)
+        what = "is a saddle or a maximum" if eigenvalue < -1e-6 * top else "does not change"
+        notes.append(
+            f"not identified: the loss {what} along {combination} (unconstrained space); standard errors of what "
+            "depends on it are infinite. Remove a parameter, add a constraint, or take MAP with a prior"
+        )
+    return inverse, condition, directions
+
+
+@eqx.filter_jit
+def _along(problem: Problem, params: Params, steps: Array) -> Array:
+    z, f, _ = objective(replace(problem, params=params))  # type: ignore[type-var]
+    return lax.map(lambda step: f(z + step), steps) - f(z)
+
+
+def _one_sided(problem: Any, params: Params, hessian: np.ndarray) -> list[str]:
+    """Name directions in which the likelihood keeps growing: separation, or a parameter at its boundary.
+
+    Two standard errors from a maximum the loss is about 2 higher. Where on one side it is not higher at all, the
+    maximum lies at infinity.
+    """
+    z = np.asarray(ravel_pytree(params)[0])
+    sds = np.sqrt(np.maximum(np.diag(np.linalg.pinv(hessian)), 0))
+    factor = np.asarray(curvature.whitening(jnp.asarray(hessian))[0])
+    # along the principal axes, and along each coordinate with the others following (its profile's tangent)
+    tangents = (factor @ factor.T) / np.maximum(sds, 1e-300)
+    directions = np.concatenate([factor.T, tangents.T])
+    rises = np.asarray(_along(problem, params, jnp.asarray(np.concatenate([2 * directions, -2 * directions]))))
+    flat = np.flatnonzero(~(rises > 0.02))
+    if not flat.size:
+        return []
+    directions = np.concatenate([directions, -directions])
+    worst = directions[flat[np.argmin(rises[flat])]]
+    scaled = worst / np.maximum(np.abs(z), 1.0)
+    names = unconstrained_names(params)
+    main = [i for i in np.argsort(-np.abs(scaled)) if abs(scaled[i]) > 0.1 * np.abs(scaled).max()][:4]
+    where = ", ".join(f"{names[i]} → {'+' if worst[i] > 0 else '−'}∞" for i in main)
+    discrete = getattr(getattr(problem, "roles", None), "discrete_observed", False)
+    reason = (
+        "perfect separation: some combination of the covariates tells the outcomes apart without error"
+        if discrete else "a parameter at the boundary of its support"
+    )  # fmt: skip
+    return [
+        f"the likelihood keeps growing along {where} (unconstrained space), so the maximum is at infinity: {reason}. "
+        "Standard errors mean nothing here; take MAP with a prior, a penalty, or fewer parameters"
+    ]
+
+
+@dataclass(frozen=True)
+class Refits:
+    unconstrained: np.ndarray
+    """``(B, D)``"""
+    values: np.ndarray
+    """``(B, P)`` in the user's space."""
+    converged: np.ndarray
+
+
+@eqx.filter_jit
+def _refits(problem: Any, params: Params, weights: Array | None, keys: Array | None) -> tuple[Array, Array, Array]:
+    z0, unravel = ravel_pytree(params)
+
+    def one(replicate: Array) -> tuple[Array, Array, Array]:
+        if keys is None:
+            changed = replace(problem, params=params, weights=problem.weights * replicate)
+        else:
+            changed = replace(problem, params=params, observed=problem.simulate(params, replicate))
+        z, _, decrement = curvature.newton(objective(changed)[1], z0, max_steps=50, tolerance=1e-5)
+        return z, ravel_pytree(problem.constrain(unravel(z)))[0], decrement
+
+    replicates = weights if keys is None else keys
+    return lax.map(one, replicates, batch_size=min(100, len(replicates)))
+
+
+def bootstrap(problem: Any, params: Params, num_replicates: int, seed: int, *, parametric: bool = False) -> Refits:
+    """Refit to resampled units, or to data simulated from the fit; all replicates in one compiled program.
+
+    Raises:
+        ValueError: resampling where the model has no independent units.
+    """
+    if not parametric and problem.num_units < 2:
+        raise ValueError('covariance="bootstrap" resamples independent units, and this model has one only')
+    if parametric:
+        z, values, decrement = _refits(problem, params, None, random.split(random.key(seed), num_replicates))
+    else:
+        n = problem.num_units
+        counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=num_replicates)
+        z, values, decrement = _refits(problem, params, jnp.asarray(counts, float), None)
+    return Refits(np.asarray(z), np.asarray(values), np.asarray(decrement) < 1e-3)
