@@ -275,7 +275,7 @@ def _reason(error: Exception) -> str:
 
 def has_posterior(result: FitResult) -> bool:
     """Whether the estimator leaves draws to measure: a point estimate does not."""
-    return result.problem.posterior(result.unconstrained) is not None
+    return not result.is_point
 
 
 def _cost(result: FitResult) -> dict[str, Any]:
@@ -284,7 +284,10 @@ def _cost(result: FitResult) -> dict[str, Any]:
 
 def _measure(result: FitResult, reference: dict[str, np.ndarray] | None, num_samples: int, seed: int) -> dict[str, Any]:
     if not has_posterior(result):
-        return {}
+        if reference is None:
+            return {}
+        estimate_alone = {n: np.asarray(v)[None] for n, v in result.params.items() if hasattr(v, "shape")}
+        return {"mean_error": posterior_error(estimate_alone, reference)[0]}
     log_w = np.asarray(result.log_weights(num_samples, seed=seed + 1))
     e = estimate(log_w)
     row: dict[str, Any] = {

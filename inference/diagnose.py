@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,56 @@ class Diagnosis:
         lines.append(f"status: {self.status}")
         lines += [f"- {line}" for line in self.advice]
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class PointDiagnosis:
+    """What to trust of a point estimate; `print` it."""
+
+    verdict: str
+    """"good", "ok" (look at the advice) or "do not use"."""
+    condition_number: float
+    """Of the Hessian with its diagonal scaled to one; NaN where the loss is not exact."""
+    information_ratio: float
+    """tr(G H⁻¹) / p: near 1 where the model is right; far from it, take the sandwich covariance. NaN without units."""
+    advice: tuple[str, ...]
+    status: str
+
+    def __str__(self) -> str:
+        lines = [f"verdict: {self.verdict}", f"status: {self.status}"]
+        if np.isfinite(self.condition_number):
+            lines.append(f"condition number of the scaled Hessian: {self.condition_number:.1e}")
+        if np.isfinite(self.information_ratio):
+            lines.append(f"tr(G H⁻¹)/p: {self.information_ratio:.2f} (1 where the model is right)")
+        return "\n".join([*lines, *(f"- {line}" for line in self.advice)])
+
+
+def diagnose_point(result: FitResult) -> PointDiagnosis:
+    """Convergence, identification, and whether model-based standard errors suit the data."""
+    advice, condition, ratio = [], math.nan, math.nan
+    verdict = "good" if result.status == "finished" else "do not use"
+    if result.problem.deterministic:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the notes are shown below
+            covariance = result.covariance("observed")
+        condition = covariance.condition_number
+        advice += covariance.notes
+        if covariance.notes:
+            verdict = "do not use"
+        elif covariance.score_product is not None:
+            ratio = float(np.trace(covariance.score_product @ covariance.unconstrained)) / len(covariance.hessian)
+            if not 2 / 3 < ratio < 1.5:
+                verdict = "ok" if verdict == "good" else verdict
+                advice.append(
+                    'scores vary otherwise than the curvature says: the model is misspecified or n is small; take '
+                    'covariance="sandwich" or "bootstrap"'
+                )
+    else:
+        advice.append("the loss is stochastic: no curvature to judge by; compare fits of several seeds")
+        if loss_drift(result.losses) < -3:
+            verdict = "do not use"
+            advice.append("the loss was still falling at the end: take more steps (result.resume(num_steps))")
+    return PointDiagnosis(verdict, condition, ratio, tuple(advice), result.message or result.status)
 
 
 def diagnose(result: FitResult, num_samples: int, seed: int) -> Diagnosis:

@@ -17,7 +17,7 @@ from ..estimators.base import Estimator, Posterior, Problem
 from . import evidence as evidence_module
 from .arviz_bridge import psis
 from .data import check_counts, prepare
-from .diagnose import Diagnosis, GradientSNR, diagnose
+from .diagnose import Diagnosis, GradientSNR, PointDiagnosis, diagnose, diagnose_point
 from .evidence import Evidence
 from .start import Start
 
@@ -139,8 +139,13 @@ class FitResult:
         """Importance-sampling estimate of log p(x) with its standard error, the ELBO, k̂ and ESS, from fresh draws."""
         return evidence_module.estimate(np.asarray(self.log_weights(num_samples, seed=seed)))
 
-    def diagnose(self, num_samples: int = 4000, *, seed: int = 0) -> Diagnosis:
-        """Numbers, and in words what to trust and what to try next."""
+    def diagnose(self, num_samples: int = 4000, *, seed: int = 0) -> Diagnosis | PointDiagnosis:
+        """Numbers, and in words what to trust and what to try next.
+
+        Of a posterior by its importance weights; of a point estimate by convergence and curvature.
+        """
+        if self.is_point:
+            return diagnose_point(self)
         return diagnose(self, num_samples, seed)
 
     def gradient_snr(self, num_draws: int = 200, *, num_particles: int | None = None, seed: int = 0) -> GradientSNR:

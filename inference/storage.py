@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpyro.infer import autoguide
 
 from .. import estimators
 from ..estimators.base import Estimator, Problem
+from ..estimators.likelihood import Frozen
 from .arviz_bridge import to_netcdf
 from .data import check_model, prepare
 from .guides import resolve
@@ -35,6 +37,8 @@ def encode(value: Any) -> Any:
         return {"class": type(value).__name__, "fields": fields}
     if isinstance(value, (tuple, list)):
         return [encode(v) for v in value]
+    if isinstance(value, Frozen):
+        return {"class": "Frozen", "fields": {"values": value.values.tolist()}}
     json.dumps(value)
     return value
 
@@ -42,6 +46,8 @@ def encode(value: Any) -> Any:
 def decode(value: Any) -> Any:
     if isinstance(value, dict):
         fields = {k: decode(v) for k, v in value["fields"].items()}
+        if value["class"] == "Frozen":
+            return Frozen(fields["values"])
         return getattr(estimators, value["class"])(**fields)
     if isinstance(value, list):
         return tuple(decode(v) for v in value)
@@ -64,7 +70,9 @@ def save(result: FitResult, path: str | Path, num_samples: int, seed: int) -> No
         arrays[f"param/{i}"] = np.asarray(leaf)
     for i, leaf in enumerate(jax.tree.leaves(result.problem.params)):
         arrays[f"initial/{i}"] = np.asarray(leaf)
-    data = _pack(result.data, "data", arrays)
+    data = _pack(result.problem.data, "data", arrays)
+    with result.precision():
+        sites = _site_shapes(result.problem, result.unconstrained)
     start = None
     if result.start is not None:
         start = {k: v for k, v in dataclasses.asdict(result.start).items() if not isinstance(v, (np.ndarray, dict))}
@@ -81,7 +89,7 @@ def save(result: FitResult, path: str | Path, num_samples: int, seed: int) -> No
         "estimator_repr": repr(result.estimator),
         "guide": _guide_name(result.guide),
         "data": data,
-        "sites": _site_shapes(result.problem, result.unconstrained),
+        "sites": sites,
         "start": start,
         "seconds": result.seconds,
         "num_steps": result.num_steps,
@@ -139,8 +147,16 @@ def load(path: str | Path, model: Callable, *, guide: Any = None, estimator: Est
         saved |= {"local_loc": _under(arrays, "start/local_loc/"), "local_scale": _under(arrays, "start/local_scale/")}
         start = Start(**saved)
     guide = _restore_guide(meta["guide"], guide, model, data, theta, start)
-    problem = estimator.problem(random.key(0), model, guide, data)
+    double = any(a.dtype == np.float64 for n, a in arrays.items() if n.startswith("param/"))
+    with jax.enable_x64(True) if double else nullcontext():
+        problem = estimator.problem(random.key(0), model, guide, prepare(model, _unpack(meta["data"], arrays)))
+        return _restored(path, meta, arrays, problem, estimator, model, data, guide, start)
+
+
+def _restored(path: Path, meta: dict, arrays: dict, problem: Problem, estimator: Estimator, model: Callable,
+              data: dict, guide: Any, start: Start | None) -> FitResult:  # fmt: skip
     unconstrained, initial = _leaves(arrays, "param/", problem.params), _leaves(arrays, "initial/", problem.params)
+    problem = dataclasses.replace(problem, params=initial).finish(unconstrained)  # type: ignore[type-var]
     sites = _site_shapes(problem, unconstrained)
     if sites != meta["sites"]:
         raise ValueError(f"{str(path)!r} has draws of {meta['sites']}, the model of {sites}: not the same model")
@@ -158,7 +174,7 @@ def load(path: str | Path, model: Callable, *, guide: Any = None, estimator: Est
         status=meta["status"],
         message=meta["message"],
         start=start,
-        problem=dataclasses.replace(problem, params=initial),  # type: ignore[type-var]
+        problem=problem,
         unconstrained=unconstrained,
     )
 

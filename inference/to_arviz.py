@@ -6,8 +6,10 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 from jax import random
+from jax.flatten_util import ravel_pytree
 
 from ..estimators.guided import full_plates
 from . import predictive
@@ -20,25 +22,27 @@ if TYPE_CHECKING:
 
 def to_arviz(result: FitResult, num_samples: int, seed: int, resample: str | None) -> Any:
     """See `FitResult.to_arviz`."""
-    draws = result.sample(num_samples, seed=seed, resample=resample)
-    params, model, data = result.problem.constrain(result.unconstrained), result.model, result.data
+    point = result.is_point
+    draws = _point_draws(result, num_samples, seed) if point else result.sample(num_samples, seed=seed, resample=resample)
+    params, model, data = result.params, result.model, result.data
     first = {name: value[0] for name, value in draws.items()}
     theta = {n: v for n, v in params.items() if n not in first}
     sites = predictive.describe(model, theta, first, data)
     latent = {s.name for s in sites if s.kind == "latent"}  # the deterministic ones follow from them
-    latent_draws = {n: v for n, v in draws.items() if n in latent}
+    latent_draws = draws if point else {n: v for n, v in draws.items() if n in latent}
     keys = random.split(random.key(seed), 2)
 
     groups: dict[str, dict[str, Any]] = {"posterior": {n: _chain(v) for n, v in draws.items()}}
     observed = {s.name for s in sites if s.kind == "observed"}
-    groups["sample_stats"] = _sample_stats(result, num_samples, seed, resample)
+    groups["sample_stats"] = {} if point else _sample_stats(result, num_samples, seed, resample)
     if latent_draws and observed:
         groups["posterior_predictive"] = _or_nothing(
             "posterior_predictive", lambda: predictive.predict(model, theta, latent_draws, data, keys[0])
         )
-        groups["log_likelihood"] = {
-            n: _chain(v) for n, v in predictive.log_likelihood(model, theta, latent_draws, data).items()
-        }
+        if not point or latent <= set(draws):  # else it would be one at latents drawn anew, not the marginal one
+            groups["log_likelihood"] = {
+                n: _chain(v) for n, v in predictive.log_likelihood(model, theta, latent_draws, data).items()
+            }
     prior = _or_nothing("prior", lambda: predictive.prior(model, theta, data, keys[1], min(num_samples, 500)))
     groups["prior"] = {n: v for n, v in prior.items() if n not in observed}
     groups["prior_predictive"] = {n: v for n, v in prior.items() if n in observed}
@@ -67,7 +71,31 @@ def to_arviz(result: FitResult, num_samples: int, seed: int, resample: str | Non
         "fit_status": result.status,
         "sampling_time": float(result.seconds),
     }
+    if point:
+        attrs["posterior_is"] = "normal approximation of the sampling distribution of a point estimate"
     return build(groups, coords, dims, attrs)
+
+
+def _point_draws(result: FitResult, num_samples: int, seed: int) -> dict[str, Any]:
+    """Draws from the normal approximation of the estimate's sampling distribution, in the user's space.
+
+    What the covariance cannot say (no finite standard error) is the estimate itself, repeated.
+    """
+    with result.precision():
+        flat, unravel = ravel_pytree(result.unconstrained)
+    center = np.asarray(flat)
+    matrix = np.zeros((len(center), len(center)))
+    if result.problem.deterministic:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the summary says what is wrong with it
+            matrix = result.covariance().unconstrained
+    noise = np.zeros((num_samples, len(center)))
+    if np.isfinite(matrix).all():
+        noise = np.random.default_rng(seed).multivariate_normal(np.zeros(len(center)), matrix, num_samples, "ignore")
+    with result.precision():
+        constrained = jax.vmap(lambda v: result.problem.constrain(unravel(v)))(jax.numpy.asarray(center + noise))
+        values = jax.tree.map(np.asarray, constrained)
+    return {n: v for n, v in values.items() if hasattr(v, "shape")}
 
 
 def _chain(value: Any) -> np.ndarray:
