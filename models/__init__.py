@@ -2,16 +2,25 @@
 
 `names()` lists them, `get(name)` returns a `Model`, `register(model)` adds your own. Each built-in model is a module
 of this package, with functions for its exact quantities, e.g. `linear_gaussian.posterior` or
-`bernoulli_mixture.marginal_log_likelihood`.
+`bernoulli_mixture.marginal_log_likelihood`. Some modules hold several models of one kind, and the distributions that
+they need: `glm`, `hmm`, `survival`, `copulas`, `returns`.
 """
 
 from . import (
     bernoulli_mixture,
+    copulas,
     eight_schools,
+    factorial_hmm,
+    glm,
+    hmm,
     linear_gaussian,
     linear_gaussian_theta,
     logistic_regression,
+    mixture,
+    mixture_of_experts,
     poglm,
+    returns,
+    survival,
     tight_bounds,
     vae_digits,
 )
@@ -21,27 +30,43 @@ __all__ = [
     "Model",
     "UnknownModelError",
     "bernoulli_mixture",
+    "copulas",
     "eight_schools",
+    "factorial_hmm",
     "get",
+    "glm",
+    "hmm",
     "linear_gaussian",
     "linear_gaussian_theta",
     "logistic_regression",
+    "mixture",
+    "mixture_of_experts",
     "names",
     "poglm",
     "register",
+    "returns",
+    "survival",
     "tight_bounds",
     "vae_digits",
 ]
 
-for _module in (
-    eight_schools,
-    logistic_regression,
-    linear_gaussian,
-    linear_gaussian_theta,
-    tight_bounds,
-    bernoulli_mixture,
-    poglm,
-    vae_digits,
+for _model in (
+    eight_schools.MODEL,
+    logistic_regression.MODEL,
+    linear_gaussian.MODEL,
+    linear_gaussian_theta.MODEL,
+    tight_bounds.MODEL,
+    bernoulli_mixture.MODEL,
+    poglm.MODEL,
+    vae_digits.MODEL,
+    *glm.MODELS,
+    mixture.MODEL,
+    mixture_of_experts.MODEL,
+    *hmm.MODELS,
+    factorial_hmm.MODEL,
+    *survival.MODELS,
+    *copulas.MODELS,
+    *returns.MODELS,
 ):
-    register(_module.MODEL)
-del _module
+    register(_model)
+del _model

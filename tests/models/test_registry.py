@@ -22,13 +22,36 @@ BUILT_IN = (
     "poglm",
     "vae_digits",
 )
+LIKELIHOOD = (
+    "gaussian_regression",
+    "binary_regression",
+    "poisson_regression",
+    "negative_binomial_regression",
+    "ordinal_regression",
+    "gaussian_mixture",
+    "mixture_of_experts",
+    "gaussian_hmm",
+    "poisson_hmm",
+    "factorial_hmm",
+    "weibull_survival",
+    "loglogistic_survival",
+    "power_generalized_weibull",
+    "gaussian_copula",
+    "clayton_copula",
+    "gumbel_copula",
+    "frank_copula",
+    "student_t_returns",
+    "skew_t_returns",
+)
 WITH_GUIDE = [name for name in BUILT_IN if models.get(name).guide is not None]
 
 
 def entry_of(name):
     """A model whose data and networks can be had here."""
-    if name in ("logistic_regression", "vae_digits"):
+    if name in ("logistic_regression", "vae_digits", "gaussian_mixture"):
         pytest.importorskip("sklearn")
+    elif name in LIKELIHOOD and name != "poisson_hmm":
+        pytest.importorskip("statsmodels")
     if name == "vae_digits":
         pytest.importorskip("equinox")
     return models.get(name)
@@ -54,8 +77,8 @@ def log_prob(trace, reduce=lambda value: value):
 
 
 def test_built_in_models_are_on_the_shelf():
-    assert set(BUILT_IN) <= set(models.names())
-    assert all(models.get(name).name == name for name in BUILT_IN)
+    assert set(BUILT_IN + LIKELIHOOD) <= set(models.names())
+    assert all(models.get(name).name == name for name in BUILT_IN + LIKELIHOOD)
 
 
 def test_unknown_name_suggests_the_nearest():
@@ -76,7 +99,7 @@ def test_register():
     assert models.get("eight_schools") is eight_schools
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", BUILT_IN + LIKELIHOOD)
 def test_every_model_keeps_the_rules(name):
     entry = entry_of(name)
     data = entry.data()
@@ -107,6 +130,28 @@ def test_every_model_keeps_the_rules(name):
     if entry.truth is not None:
         shapes = {key: site[3] for key, site in sites(entry.model, data, "param").items()}
         assert {key: np.shape(value) for key, value in entry.truth().items()} == shapes
+
+
+@pytest.mark.parametrize("name", LIKELIHOOD)
+def test_likelihood_models_suit_every_estimator(name):
+    """Parameters are continuous, global sample sites; one observed site, in the plate "data", is the likelihood."""
+    entry = entry_of(name)
+    trace = {}
+
+    def run():
+        trace.update(handlers.trace(handlers.seed(entry.model, 0)).get_trace(**entry.data()))
+
+    jax.eval_shape(run)
+    samples = {key: site for key, site in trace.items() if site["type"] == "sample"}
+    observed = [site for site in samples.values() if site["is_observed"]]
+    assert len(observed) == 1
+    assert [frame.name for frame in observed[0]["cond_indep_stack"]] == ["data"]
+    assert observed[0]["fn"].batch_shape == (len(observed[0]["value"]),)
+    for site in samples.values():
+        if not site["is_observed"]:
+            assert not site["fn"].support.is_discrete
+            assert not site["cond_indep_stack"]
+    assert not any(site["type"] == "param" for site in trace.values())
 
 
 @pytest.mark.parametrize("name", ["bernoulli_mixture", "poglm", "vae_digits"])
@@ -146,7 +191,7 @@ before = set(sys.modules)
 spec = importlib.util.spec_from_file_location("alone", {str(folder / "__init__.py")!r})
 module = sys.modules["alone"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
-late = {{"sklearn", "equinox", "flax", "arviz", "estimax"}}
+late = {{"sklearn", "statsmodels", "pandas", "equinox", "flax", "arviz", "estimax"}}
 print(module.names()[0], sorted(late & (set(sys.modules) - before)))
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,0 +1,278 @@
+"""Against sums over all paths, hmmlearn, and the fits in Zucchini and MacDonald's book."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpyro import handlers
+from scipy import optimize, special
+
+from estimax.models import hmm
+
+pytestmark = pytest.mark.usefixtures("x64_module", "quick_compile")
+
+INITIAL = np.array([0.5, 0.2, 0.3])
+TRANSITION = np.array([[0.8, 0.15, 0.05], [0.1, 0.6, 0.3], [0.25, 0.25, 0.5]])
+LOCS, SCALES = np.array([-1.0, 0.5, 3.0]), np.array([0.5, 1.0, 0.7])
+Y = np.array([-0.7, 0.1, 2.5, 3.1, 0.4])
+
+
+def chain(method=None, num_steps=5, emission=None, transition=TRANSITION):
+    emission = dist.Normal(jnp.asarray(LOCS), jnp.asarray(SCALES)) if emission is None else emission
+    return hmm.HiddenMarkov(
+        jnp.log(INITIAL), jnp.log(jnp.asarray(transition)), emission, num_steps=num_steps, method=method
+    )
+
+
+def paths(y, initial=INITIAL, transition=TRANSITION, emission=None):
+    """All paths (K^T, T) and log p(y, path) of each, by NumPy."""
+    log_emission = dist.Normal(LOCS, SCALES).log_prob(y[:, None]) if emission is None else emission
+    every = np.array(list(itertools.product(range(len(initial)), repeat=len(y))))
+    with np.errstate(divide="ignore"):
+        joint = np.log(initial[every[:, 0]]) + np.log(transition[every[:, :-1], every[:, 1:]]).sum(1)
+    return every, joint + np.asarray(log_emission)[np.arange(len(y)), every].sum(1)
+
+
+@pytest.mark.parametrize("method", ["scan", "tree"])
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 5])
+def test_log_prob_is_the_sum_over_paths(method, num_steps):
+    expected = special.logsumexp(paths(Y[:num_steps])[1])
+    np.testing.assert_allclose(chain(method, num_steps).log_prob(Y[:num_steps]), expected, rtol=1e-12)
+
+
+def test_filter_marginals_transitions_and_viterbi_by_brute_force():
+    every, joint = paths(Y)
+    weight = np.exp(joint - special.logsumexp(joint))
+    marginals = np.stack([np.bincount(every[:, t], weight, 3) for t in range(5)])
+    transitions = np.zeros((3, 3))
+    for t in range(4):
+        np.add.at(transitions, (every[:, t], every[:, t + 1]), weight)
+    ours = chain()
+    np.testing.assert_allclose(ours.posterior_marginals(Y), marginals, atol=1e-12)
+    np.testing.assert_allclose(ours.expected_transitions(Y), transitions, atol=1e-12)
+    path, log_joint = ours.viterbi(Y)
+    np.testing.assert_array_equal(path, every[joint.argmax()])
+    np.testing.assert_allclose(log_joint, joint.max(), rtol=1e-12)
+    filtered, increments = ours.filter(Y)
+    prefixes = [special.logsumexp(paths(Y[:t])[1]) for t in range(1, 6)]
+    np.testing.assert_allclose(increments, np.diff(prefixes, prepend=0.0), rtol=1e-9)
+    for t in range(5):
+        states, joint = paths(Y[: t + 1])
+        expected = np.bincount(states[:, -1], np.exp(joint - prefixes[t]), 3)
+        np.testing.assert_allclose(np.exp(filtered[t]), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["scan", "tree"])
+def test_forbidden_transitions(method):
+    """Left to right only, from the first state: still the sum over paths, with finite slopes; impossible is -inf."""
+    transition = np.array([[0.6, 0.4, 0.0], [0.0, 0.7, 0.3], [0.0, 0.0, 1.0]])
+    initial = np.array([1.0, 0.0, 0.0])
+    expected = special.logsumexp(paths(Y, initial, transition)[1])
+    with np.errstate(divide="ignore"):
+        logits = np.log(initial), np.log(transition)
+
+    def log_prob(locs, y):
+        emission = dist.Normal(locs, jnp.asarray(SCALES))
+        return hmm.HiddenMarkov(*logits, emission, num_steps=5, method=method).log_prob(y)
+
+    value, slope = jax.value_and_grad(log_prob)(jnp.asarray(LOCS), Y)
+    np.testing.assert_allclose(value, expected, rtol=1e-12)
+    step = 1e-5 * np.eye(3)
+    numeric = [(log_prob(LOCS + h, Y) - log_prob(LOCS - h, Y)) / 2e-5 for h in step]
+    np.testing.assert_allclose(slope, numeric, rtol=1e-6, atol=1e-7)
+    rates = dist.Uniform(jnp.array([0.0, 1.0, 2.0]), jnp.array([1.0, 2.0, 3.0]))  # each state shows itself
+    seen = hmm.HiddenMarkov(*logits, rates, num_steps=3, method=method)
+    np.testing.assert_allclose(seen.log_prob(np.array([0.5, 0.5, 1.5])), np.log(0.6 * 0.4), rtol=1e-12)
+    assert seen.log_prob(np.array([1.5, 0.5, 1.5])) == -np.inf
+
+
+def test_two_ways_agree_on_a_long_series_in_single_precision():
+    """20,000 steps: the normalised recursions keep about six digits where sums of 1e4 nats alone would lose them."""
+    y = np.asarray(chain(num_steps=20_000).sample(jax.random.key(0)))
+    exact = float(chain("scan", 20_000).log_prob(y))
+    with jax.enable_x64(False):
+        for method in ("scan", "tree"):
+            single = float(chain(method, 20_000, dist.Normal(np.float32(LOCS), np.float32(SCALES))).log_prob(y))
+            assert abs(single / exact - 1.0) < 2e-6
+
+
+def test_gradients_agree_between_methods():
+    def log_prob(logits, locs, method):
+        emission = dist.Normal(locs, jnp.asarray(SCALES))
+        return hmm.HiddenMarkov(logits[0], logits, emission, num_steps=5, method=method).log_prob(Y)
+
+    arguments = jnp.log(TRANSITION), jnp.asarray(LOCS)
+    scan, tree = (jax.grad(log_prob, argnums=(0, 1))(*arguments, method) for method in ("scan", "tree"))
+    for a, b in zip(scan, tree, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+@given(st.sampled_from([(), (2,), (3, 1)]), st.sampled_from([(), (4,)]), st.sampled_from([(), (2,)]), st.integers(1, 4))
+@settings(max_examples=12, deadline=None)
+def test_shapes(batch, sample, event, num_states):
+    """Any batch of series, any event shape, and log_prob of a stack is the stack of log_probs."""
+    with jax.enable_x64(True):
+        emission = dist.Normal(jnp.zeros((*batch, num_states, *event)), 1.0).to_event(len(event))
+        initial, transition = jnp.zeros(num_states), jnp.zeros((*batch, num_states, num_states))
+        ours = hmm.HiddenMarkov(initial, transition, emission, num_steps=3)
+        assert ours.batch_shape == batch
+        assert ours.event_shape == (3, *event)
+        y = ours.sample(jax.random.key(0), sample)
+        assert y.shape == (*sample, *batch, 3, *event)
+        # equal states: independent draws of a standard normal
+        expected = dist.Normal(0.0, 1.0).log_prob(y).sum(tuple(range(-1 - len(event), 0)))
+        np.testing.assert_allclose(ours.log_prob(y), expected, rtol=1e-9, atol=1e-9)
+        assert ours.posterior_marginals(y).shape == (*sample, *batch, 3, num_states)
+        assert ours.expected_transitions(y).shape == (*sample, *batch, num_states, num_states)
+        assert ours.viterbi(y)[0].shape == (*sample, *batch, 3)
+        filtered, increments = ours.filter(y)
+        assert filtered.shape == (*sample, *batch, 3, num_states)
+        np.testing.assert_allclose(increments.sum(-1), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_chains_of_a_batch_are_independent():
+    initial = jnp.log(jnp.stack([INITIAL, INITIAL[::-1]]))
+    transition = jnp.log(jnp.stack([TRANSITION, TRANSITION.T / TRANSITION.sum(0)[:, None]]))
+    emission = dist.Normal(jnp.stack([LOCS, LOCS + 1.0]), jnp.stack([SCALES, SCALES]))
+    ours = hmm.HiddenMarkov(initial, transition, emission, num_steps=5)
+    y = np.stack([Y, Y[::-1]])
+    one = [
+        hmm.HiddenMarkov(initial[i], transition[i], dist.Normal(LOCS + i, SCALES), num_steps=5).log_prob(y[i])
+        for i in range(2)
+    ]
+    np.testing.assert_allclose(ours.log_prob(y), one, rtol=1e-12)
+    # one series is set against every chain of the batch
+    assert ours.log_prob(Y).shape == (2,)
+    np.testing.assert_allclose(ours.log_prob(Y)[0], ours.log_prob(y)[0], rtol=1e-12)
+
+
+def test_draws_have_the_moments_of_the_chain():
+    """Stationary start: mean, variance and lagged product over 4,000 series of 3 steps, in standard errors."""
+    initial = np.asarray(hmm.stationary(TRANSITION))
+    np.testing.assert_allclose(initial @ TRANSITION, initial, rtol=1e-12)
+    np.testing.assert_allclose(initial.sum(), 1.0, rtol=1e-12)
+    ours = hmm.HiddenMarkov(jnp.log(initial), jnp.log(TRANSITION), dist.Normal(LOCS, SCALES), num_steps=3)
+    y = np.asarray(ours.sample(jax.random.key(1), (4000,)))
+    lagged = initial @ (LOCS[:, None] * TRANSITION * LOCS[None, :]).sum(1)
+    for values, expected in (
+        (y[:, 0], initial @ LOCS),
+        (y[:, 2], initial @ LOCS),
+        (y[:, 1] ** 2, initial @ (LOCS**2 + SCALES**2)),
+        (y[:, 0] * y[:, 1], lagged),
+        (y[:, 1] * y[:, 2], lagged),
+    ):
+        assert abs(values.mean() - expected) < 4.0 * values.std() / np.sqrt(4000)
+
+
+def test_vector_emissions():
+    """Two independent columns are two products of densities."""
+    emission = dist.Normal(jnp.stack([LOCS, LOCS[::-1]], -1), 1.0).to_event(1)
+    y = np.stack([Y, 2.0 * Y], -1)
+    log_emission = np.asarray(emission.log_prob(y[:, None, :]))
+    ours = chain(emission=emission).log_prob(y)
+    np.testing.assert_allclose(ours, special.logsumexp(paths(Y, emission=log_emission)[1]), rtol=1e-12)
+
+
+def hmmlearn_gaussian(params):
+    peer = pytest.importorskip("hmmlearn.hmm").GaussianHMM(2, covariance_type="diag")
+    peer.n_features = 1
+    peer.startprob_, peer.transmat_ = params["initial"], params["transition"]
+    peer.means_, peer.covars_ = params["mu"][:, None], params["sigma"][:, None] ** 2
+    return peer
+
+
+def test_gaussian_hmm_equals_hmmlearn(pointwise):
+    pytest.importorskip("statsmodels")
+    y = hmm.gaussian_data()["y"]
+    params = {
+        "mu": np.array([850.0, 1100.0]),
+        "sigma": np.array([125.0, 130.0]),
+        "transition": np.array([[0.98, 0.02], [0.05, 0.95]]),
+        "initial": np.array([0.3, 0.7]),
+    }
+    peer = hmmlearn_gaussian(params)
+    ours = pointwise(hmm.gaussian_hmm, {"y": y, "stationary_start": False}, params)
+    assert ours.shape == (1,)
+    np.testing.assert_allclose(ours[0], peer.score(y[0][:, None]), rtol=1e-11)
+    emission = dist.Normal(params["mu"], params["sigma"])
+    ours = hmm.HiddenMarkov(np.log(params["initial"]), np.log(params["transition"]), emission, num_steps=100)
+    np.testing.assert_allclose(ours.posterior_marginals(y)[0], peer.predict_proba(y[0][:, None]), atol=1e-10)
+    log_joint, path = peer.decode(y[0][:, None])
+    np.testing.assert_array_equal(ours.viterbi(y)[0][0], path)
+    np.testing.assert_allclose(ours.viterbi(y)[1][0], log_joint, rtol=1e-11)
+    assert path[:27].all()  # the flow falls in 1898 (Cobb 1978)
+    assert not path[28:].any()
+
+
+def test_hmmlearns_em_stops_at_a_maximum_of_ours(pointwise):
+    """hmmlearn's EM without priors on the earthquakes; then score and likelihood are compared."""
+    peers = pytest.importorskip("hmmlearn.hmm")
+    y = hmm.poisson_data()["y"]
+    peer = peers.PoissonHMM(2, init_params="", random_state=0, n_iter=3000, tol=1e-11, transmat_prior=1.0)
+    peer.startprob_, peer.transmat_ = np.array([0.5, 0.5]), np.array([[0.9, 0.1], [0.1, 0.9]])
+    peer.lambdas_ = np.array([[15.0], [25.0]])
+    peer.fit(y[0][:, None])
+    params = {"rate": peer.lambdas_[:, 0], "transition": peer.transmat_, "initial": peer.startprob_}
+    data = {"y": y, "num_states": 2, "stationary_start": False}
+    ours = pointwise(hmm.poisson_hmm, data, {**params, "initial": np.maximum(params["initial"], 1e-300)})
+    np.testing.assert_allclose(ours[0], peer.score(y[0][:, None]), rtol=1e-10)
+    assert -ours[0] == pytest.approx(341.8787, abs=2e-4)  # the book's table of EM fits
+
+    def total(rate):
+        given = {**params, "initial": np.maximum(params["initial"], 1e-300), "rate": rate}
+        return pointwise(hmm.poisson_hmm, data, given)[0]
+
+    assert np.abs(jax.grad(total)(jnp.asarray(params["rate"]))).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("num_states", "value", "rates"), [(2, 342.3183, [15.472, 26.125]), (3, 329.4603, [13.146, 19.721, 29.714])]
+)
+def test_maximum_likelihood_of_the_book(num_states, value, rates):
+    """Earthquakes with a stationary start: our likelihood's maximum is the book's, in value and place."""
+    y = hmm.poisson_data()["y"][0]
+
+    def loss(theta):
+        rate = jnp.exp(theta[:num_states])
+        transition = jax.nn.softmax(theta[num_states:].reshape(num_states, num_states))
+        initial = jnp.log(jnp.maximum(hmm.stationary(transition), 1e-12))
+        return -hmm.HiddenMarkov(initial, jnp.log(transition), dist.Poisson(rate), num_steps=107).log_prob(y)
+
+    start = np.concatenate([np.log(np.linspace(12.0, 28.0, num_states)), 3.0 * np.eye(num_states).ravel()])
+    found = optimize.minimize(jax.jit(jax.value_and_grad(loss)), start, jac=True, method="L-BFGS-B", tol=1e-12)
+    assert found.fun == pytest.approx(value, abs=2e-4)
+    np.testing.assert_allclose(np.exp(found.x[:num_states]), rates, atol=2e-3)
+
+
+def test_data_of_the_book():
+    y = hmm.poisson_data()["y"][0]
+    assert y.shape == (107,)
+    assert y.mean() == pytest.approx(19.36, abs=0.01)  # the book, section 1.1
+    assert y.var(ddof=1) == pytest.approx(51.57, abs=0.01)
+
+
+def test_models_draw_series():
+    for model in (hmm.gaussian_hmm, hmm.poisson_hmm):
+        trace = handlers.trace(handlers.seed(model, 0)).get_trace(num_steps=7, num_series=3, num_states=3)
+        assert trace["y"]["value"].shape == (3, 7)
+        for name in ("mu", "rate"):
+            if name in trace:
+                assert (np.diff(trace[name]["value"]) > 0.0).all()
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match=r"transition_logits \(\.\.\., K, K\).*\(3,\), \(2, 2\)"):
+        hmm.HiddenMarkov(np.zeros(3), np.zeros((2, 2)), dist.Normal(np.zeros(3), 1.0), num_steps=2)
+    with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
+        chain(num_steps=0)
+    with pytest.raises(ValueError, match="method must be 'scan', 'tree' or None, got 'fast'"):
+        chain("fast")
+    with pytest.raises(ValueError, match=r"y must have shape \(series, steps\), got \(5,\).*y\[None\]"):
+        handlers.seed(hmm.gaussian_hmm, 0)(y=Y)
+    with pytest.raises(ValueError, match="without y the model needs num_steps"):
+        handlers.seed(hmm.poisson_hmm, 0)()
