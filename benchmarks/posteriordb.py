@@ -1,4 +1,4 @@
-"""How good are the defaults? `estimax bench posteriordb` with the files that docs/how-good-are-the-defaults.md is made of.
+"""How good are the defaults? `estimax bench posteriordb`, with the files behind docs/how-good-are-the-defaults.md.
 
 Needs a copy of the database (`--root` or the environment variable POSTERIORDB). NUTS runs with one seed, all else with
 `--seeds`. Interrupted, the same command goes on where it was.

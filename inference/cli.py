@@ -1,4 +1,4 @@
-"""The command line: ``estimax compare``, ``estimax fit``, ``estimax list``.
+"""The command line: ``estimax compare``, ``estimax fit``, ``estimax bench``, ``estimax list``.
 
 Everything that costs import time is imported inside functions, so that ``--help`` and a mistyped option answer at once.
 """
@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -50,6 +51,7 @@ examples:
   estimax compare eight_schools                 six estimators of a built-in model, side by side
   estimax compare my.py:model --data my.csv --reference nuts
   estimax fit my.py:model --data my.json --estimator vis --num-particles 64 --out fit.nc
+  estimax bench conjugate --quick               estimators and peers on models whose truth is known
   estimax list                                  estimators, guides and models
 
 exit status: 0 all went well, 1 something could not be fitted or saved, 2 bad input, 130 interrupted (what was done is
@@ -70,6 +72,26 @@ examples:
   estimax fit my.py:model --data my.csv --guide AutoNormal --optimizer rmsprop --learning-rate 0.01 --plot fit.png
 
 The netCDF file opens in ArviZ, and with estimax.load(path, model) in Python to go on from there.""",
+    "bench": """\
+examples:
+  estimax bench conjugate --quick
+  estimax bench posteriordb --root ~/posteriordb --jobs 4
+  estimax bench posteriordb --estimators numpyro:NUTS --seeds 1 --resume
+  estimax bench sampling --estimators "default,vis(num_particles=64),my.py:MyEstimator" --models funnel,banana
+
+An estimator is default (estimax.fit without one), a name of estimax list with arguments in brackets, FILE.py:CLASS, or
+a peer: numpyro:AutoNormal, numpyro:AutoMultivariateNormal, numpyro:AutoLaplaceApproximation, blackjax:Pathfinder,
+numpyro:NUTS.
+
+suites:
+  posteriordb   14 real posteriors with reference draws, from a clone of posteriordb (--root)
+  conjugate     closed forms: conjugate models, and eight schools by quadrature
+  sampling      funnel, banana, Gaussian mixtures, many-well: log Z known, exact draws
+  vis-paper     toy mixture and POGLM of the VIS paper, its five methods and settings
+  tight-bounds  signal-to-noise of gradients against particles
+
+Every run is kept in the folder as soon as it is done; --resume goes on after Ctrl-C, or adds estimators and seeds. A
+run that fails is a row with its reason. report.html in the folder has tables and pictures.""",
 }
 
 
@@ -106,6 +128,7 @@ def _run(argv: list[str]) -> int:
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         _unknown_arguments(args, unknown)
+    args.argv = argv
     with _x64() if getattr(args, "x64", False) else contextlib.nullcontext():
         status = args.run(args)
     sys.stdout.flush()
@@ -245,6 +268,9 @@ def build_parser() -> argparse.ArgumentParser:
     fit.add_argument("--plot", type=Path, metavar="FILE.png", help="draw loss curve and weights into this file")
     _common_arguments(fit)
 
+    bench = command("bench", _bench, "run estimators and peers on a suite of models whose truth is known")
+    _bench_arguments(bench)
+
     listing = command("list", _list, "show estimators, guides and models with a line each")
     listing.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -276,6 +302,25 @@ def _fit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--x64", action="store_true", help="compute in double precision")
 
 
+def _bench_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("suite", metavar="SUITE", help="what to run on; see below")
+    parser.add_argument("--estimators", metavar="A,B,...", help="default, estimators and peers (default: the suite's)")
+    parser.add_argument("--models", type=_names, metavar="A,B,...", help="models of the suite (default: all)")
+    parser.add_argument("--seeds", type=_positive_int, metavar="N", help="runs of each (default: 5; 2 with --quick)")
+    parser.add_argument("--jobs", type=_whole_number, default=2, metavar="N",
+                        help="worker processes; 0 does all in this one (default: 2)")  # fmt: skip
+    parser.add_argument("--cluster", metavar="ADDRESS", help="of a Dask scheduler, to run on its workers instead")
+    parser.add_argument("--out", type=Path, metavar="FOLDER",
+                        help="where results go (default: estimax-results/bench-SUITE)")  # fmt: skip
+    parser.add_argument("--resume", action="store_true", help="go on in that folder: what is done is not repeated")
+    parser.add_argument("--root", metavar="FOLDER",
+                        help="clone of posteriordb (default: environment variable POSTERIORDB)")  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="few models, seeds, steps and draws: to see that it works")
+    parser.add_argument("--num-steps", type=_positive_int, metavar="N", help="of every method, in place of its own")
+    parser.add_argument("--x64", dest="double", action="store_true", help="compute in double precision")
+    _common_arguments(parser)
+
+
 def _common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bars, only the table and where things are")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -292,6 +337,13 @@ def _positive_int(text: str) -> int:
     value = _int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _whole_number(text: str) -> int:
+    value = _int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {value}")
     return value
 
 
@@ -444,6 +496,29 @@ def _compare(args: argparse.Namespace) -> int:
         return INTERRUPTED
     good = not result.errors and all(r.status == "finished" for r in result.results.values())
     return OK if good else FAILED
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from .bench.columns import split
+    from .bench.runner import benchmark
+
+    result = benchmark(
+        args.suite,
+        None if args.estimators is None else split(args.estimators),
+        models=args.models, seeds=args.seeds, jobs=args.jobs, out=args.out, resume=args.resume, root=args.root,
+        quick=args.quick, num_steps=args.num_steps, x64=args.double, cluster=args.cluster,
+        progress_bar=not args.quiet, command=shlex.join(["estimax", *args.argv]),
+    )  # fmt: skip
+    if len(result.frame):
+        with _patient():
+            print(result)
+            print(f"\nreport, table and every run in {result.folder}{os.sep} (open report.html)")
+    if result.interrupted:
+        kept = f"kept the {len(result.frame)} runs that are done; --resume goes on" if len(result.frame) else (
+            "nothing was done yet, so there is nothing to keep")  # fmt: skip
+        _say(f"interrupted: {kept}", "error")
+        return INTERRUPTED
+    return OK if (result.frame["status"] != "failed").all() else FAILED
 
 
 def hints(comparison: Any) -> list[str]:
