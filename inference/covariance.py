@@ -7,7 +7,6 @@ Nonstandard Conditions), with scores summed in a cluster first where there are c
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -112,6 +111,12 @@ def compute(result: FitResult, kind: Any = None, *, num_replicates: int = NUM_RE
         raise TypeError(
             f"{type(result.estimator).__name__} has no exact loss: standard errors come from its posterior (summary)"
         )
+    if problem.nonsmooth:
+        raise ValueError(
+            "no standard errors under l1, group, fused or nonnegative: the estimate sits on a kink of the loss, where "
+            "curvature says nothing. The estimates are in result.params; for intervals fit the chosen sites without "
+            "penalty on data that did not choose them, or take a prior and a posterior (MAP has l2 as a normal prior)"
+        )
     kind = freeze_covariance(getattr(result.estimator, "covariance", None) or "observed" if kind is None else kind)
     gradient, hessian = (np.asarray(x) for x in _parts(problem, params))
     values, jacobian = (np.asarray(x) for x in _values_and_jacobian(problem, params))
@@ -159,8 +164,6 @@ def compute(result: FitResult, kind: Any = None, *, num_replicates: int = NUM_RE
         constrained = constrained.copy()
         constrained[loose, loose] = np.inf
     notes += _one_sided(problem, params, hessian) if not unidentified.size else []
-    for note in notes:
-        warnings.warn(note, RuntimeWarning, stacklevel=4)
     return Covariance(
         kind=name, names=site_names(problem, params), estimate=values, matrix=constrained, unconstrained=matrix,
         hessian=hessian, score_product=product, condition_number=condition, notes=tuple(notes), replicates=replicates,

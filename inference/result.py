@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -197,7 +198,9 @@ class FitResult:
         if self.is_point:
             found = self.covariance(covariance)
             table = point_summary(found, prob)
-            criteria = information_criteria(self) if hasattr(self.problem, "log_likelihood") else {}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # said once
+                criteria = information_criteria(self) if hasattr(self.problem, "log_likelihood") else {}
             table.attrs = {"covariance": found.kind, **{k: float(v) for k, v in criteria.items()}}
             return table
         return posterior_summary(self.sample(num_samples, seed=seed, resample=resample), prob)
@@ -224,6 +227,8 @@ class FitResult:
         if key not in self._cache:
             with self.precision():
                 self._cache[key] = covariance.compute(self, given, num_replicates=num_replicates, seed=seed)
+        for note in self._cache[key].notes:
+            warnings.warn(note, RuntimeWarning, stacklevel=3)
         return self._cache[key]
 
     def confint(self, prob: float = 0.95, *, method: str = "wald", covariance: Any = None) -> pd.DataFrame:
