@@ -14,6 +14,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 Params = Any
@@ -40,6 +41,10 @@ class Posterior(eqx.Module):
         The local plates are those that every sample site shares: there the evidence factorises per datum.
         """
 
+    def complete(self, draws: dict[str, Array]) -> dict[str, Array]:
+        """Deterministic sites at given latents, each ``(num_samples, *event)``."""
+        return {}
+
     def local_axes(self) -> dict[str, tuple[int, ...]]:
         """Axes of each site's draws that run over the local plates, in their order."""
         return {}
@@ -58,6 +63,29 @@ class Problem(eqx.Module):
         """True where the loss is exact (it ignores its key): second-order solvers are allowed."""
         return False
 
+    @property
+    def solver(self) -> str | None:
+        """The solver of exact losses that suits the problem best; None leaves the choice to `inference`."""
+        return None
+
+    @property
+    def nonsmooth(self) -> bool:
+        """Whether the loss is `smooth` plus a term with kinks, which has a proximal operator."""
+        return False
+
+    @property
+    def memory(self) -> Any:
+        """What a stateful loss remembers between steps (chains, a counter), a pytree; None where it has no state."""
+        return None
+
+    def refresh(self, memory: Any, params: Params, rng_key: Array) -> Any:
+        """The memory for the next loss; called before each one where there is a memory. Pure, no gradient flows."""
+        return memory
+
+    def with_memory(self, memory: Any) -> Problem:
+        """The problem whose loss uses this memory."""
+        return self
+
     @abc.abstractmethod
     def init(self, rng_key: Array) -> Params:
         """Initial unconstrained values drawn with another key: the starting points of restarts. Pure, vmappable."""
@@ -69,6 +97,29 @@ class Problem(eqx.Module):
     @abc.abstractmethod
     def constrain(self, params: Params) -> dict[str, Array]:
         """Parameters in the user's space, keyed by site name."""
+
+    def surrogate(self, params: Params, anchor: Params, data: Data) -> Array:
+        """Majorises the loss and touches it at the anchor, up to a constant of the anchor.
+
+        surrogate(p, a) − surrogate(a, a) ≥ loss(p) − loss(a): what lowers the surrogate lowers the loss at least as much.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no surrogate: it is not solved by EM")
+
+    def smooth(self, params: Params, rng_key: Array, data: Data) -> Array:
+        """The loss without the terms that have kinks."""
+        return self.loss(params, rng_key, data)[0]
+
+    def penalty(self, params: Params) -> Array:
+        """The terms with kinks: loss = smooth + penalty."""
+        return jnp.zeros(())
+
+    def project(self, params: Params) -> Params:
+        """The nearest values at which the loss is defined: starting points are brought there."""
+        return params
+
+    def proximal(self, params: Params, steps: Params) -> Params:
+        """argmin_p penalty(p) + ½ Σ (p − params)²/steps; `steps` is constant over the elements of a parameter."""
+        return params
 
     def posterior(self, params: Params) -> Posterior | None:
         """The posterior that the fitted parameters stand for; None where there is nothing to draw."""

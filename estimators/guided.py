@@ -166,6 +166,17 @@ class GuidePosterior(Posterior):
 
         return _map(one, random.split(rng_key, num_samples))
 
+    def complete(self, draws: dict[str, Array]) -> dict[str, Array]:
+        def one(args: tuple) -> dict[str, Array]:
+            draw, key = args
+            with full_plates():
+                tr = trace(substitute(seed(self.model, key), self.params | draw)).get_trace(**self.data)
+            return {n: s["value"] for n, s in tr.items() if s["type"] == "deterministic"}
+
+        latent = {n: v for n, v in draws.items() if n in self.local_axes()}
+        size = next(iter(draws.values())).shape[0]
+        return lax.map(one, (latent, random.split(random.key(0), size)), batch_size=min(256, size))
+
     def local_axes(self) -> dict[str, tuple[int, ...]]:
         with full_plates():
             structure = particles.inspect(self.model, self.guide, self.params, (), self.data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,9 @@ from ..estimators import unconstrained as space
 from ..estimators.guided import full_plates
 from .start import Start, default_guide, find_start
 
-_INSTANCES: dict[tuple, AutoGuide] = {}
+_INSTANCES: OrderedDict[tuple, AutoGuide] = OrderedDict()
+_MAX_INSTANCES = 64
+"""The oldest give way: models that are made anew at every call must not pile up."""
 
 
 def resolve(
@@ -74,7 +77,11 @@ def _from_class(
         ) from error
     initial = {n: s["value"] for n, s in tr.items() if s["type"] == "param"}
     key = (model, cls, _signature(data), _supports(fresh))
-    return _INSTANCES.setdefault(key, fresh), found, initial
+    instance = _INSTANCES.setdefault(key, fresh)
+    _INSTANCES.move_to_end(key)
+    while len(_INSTANCES) > _MAX_INSTANCES:
+        _INSTANCES.popitem(last=False)
+    return instance, found, initial
 
 
 def _values(model: Callable, data: dict, theta: dict, start: Start) -> dict[str, Any]:

@@ -48,6 +48,11 @@ def _compiled_log_weights(posterior: Posterior, rng_key: Array, num_samples: int
     return posterior.log_weights(rng_key, num_samples)
 
 
+@eqx.filter_jit
+def _compiled_complete(posterior: Posterior, draws: dict[str, Array]) -> dict[str, Array]:
+    return posterior.complete(draws)
+
+
 def _bucket(num_samples: int) -> int:
     """The next power of two: few sizes are ever compiled. Draw i depends on the key and i alone."""
     return max(256, 1 << (num_samples - 1).bit_length())
@@ -122,14 +127,20 @@ class FitResult:
         check_counts(num_samples=num_samples)
         if resample not in (None, "psis"):
             raise ValueError(f'resample must be None or "psis", got {resample!r}')
-        key = random.key(seed)
         if resample is None:
-            return _sample(self.posterior, key, num_samples)
-        size = proposal_size(num_samples)
-        draws = _sample(self.posterior, key, size)
-        log_w = np.asarray(_log_weights(self.posterior, key, size))
+            return _sample(self.posterior, random.key(seed), num_samples)
+        return self._resampled(num_samples, seed)[0]
+
+    def _resampled(self, num_samples: int, seed: int) -> tuple[dict[str, Array], np.ndarray]:
+        """Draws resampled by their smoothed weights, and the log-weight that each had before."""
+        posterior, key, size = self.posterior, random.key(seed), proposal_size(num_samples)
+        log_w = np.asarray(_log_weights(posterior, key, size))
         table = resampling_table(log_w, num_samples, seed)
-        return _take(draws, table, self.posterior.local_axes())
+        draws = _take(_sample(posterior, key, size), table, posterior.local_axes())
+        if log_w.ndim > 1 and draws:
+            # a site that mixes data (a mean over a plate, say) follows from what was drawn for each datum
+            draws |= _compiled_complete(posterior, draws)
+        return draws, np.take_along_axis(log_w, table, 0)
 
     def log_weights(self, num_samples: int = 1000, *, seed: int = 0) -> Array:
         """log p(x, z) − log q(z) of the draws of `sample` with the same seed; ``(num_samples, *local plates)``."""

@@ -14,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 from ..estimators.guided import full_plates
 from . import predictive
 from .arviz_bridge import build
-from .result import proposal_size, resampling_table
+from .data import check_counts
 
 if TYPE_CHECKING:
     from .result import FitResult
@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 def to_arviz(result: FitResult, num_samples: int, seed: int, resample: str | None) -> Any:
     """See `FitResult.to_arviz`."""
     point = result.is_point
-    draws = _point_draws(result, num_samples, seed) if point else result.sample(num_samples, seed=seed, resample=resample)
+    log_w = None
+    if point:
+        draws = _point_draws(result, num_samples, seed)
+    else:
+        draws, log_w = _draws_and_weights(result, num_samples, seed, resample)
     params, model, data = result.params, result.model, result.data
     first = {name: value[0] for name, value in draws.items()}
     theta = {n: v for n, v in params.items() if n not in first}
@@ -34,7 +38,7 @@ def to_arviz(result: FitResult, num_samples: int, seed: int, resample: str | Non
 
     groups: dict[str, dict[str, Any]] = {"posterior": {n: _chain(v) for n, v in draws.items()}}
     observed = {s.name for s in sites if s.kind == "observed"}
-    groups["sample_stats"] = {} if point else _sample_stats(result, num_samples, seed, resample)
+    groups["sample_stats"] = {} if log_w is None else {"log_weight": _chain(log_w)}
     if latent_draws and observed:
         groups["posterior_predictive"] = _or_nothing(
             "posterior_predictive", lambda: predictive.predict(model, theta, latent_draws, data, keys[0])
@@ -61,9 +65,8 @@ def to_arviz(result: FitResult, num_samples: int, seed: int, resample: str | Non
     for name, value in groups["constant_data"].items():
         if np.shape(value) in by_shape:
             dims[name] = by_shape[np.shape(value)]
-    log_w = groups["sample_stats"].get("log_weight")
-    if log_w is not None and log_w.ndim > 2:
-        dims["log_weight"] = by_shape.get(log_w.shape[2:], [f"log_weight_dim_{i}" for i in range(log_w.ndim - 2)])
+    if log_w is not None and log_w.ndim > 1:
+        dims["log_weight"] = by_shape.get(log_w.shape[1:], [f"log_weight_dim_{i}" for i in range(log_w.ndim - 1)])
     coords = {d: np.arange(size) for d, size in sizes.items()}
     attrs = {
         "inference_library": "estimax",
@@ -102,13 +105,16 @@ def _chain(value: Any) -> np.ndarray:
     return np.asarray(value)[None]
 
 
-def _sample_stats(result: FitResult, num_samples: int, seed: int, resample: str | None) -> dict[str, np.ndarray]:
-    """The log-weight of every draw, before resampling where there was one."""
+def _draws_and_weights(
+    result: FitResult, num_samples: int, seed: int, resample: str | None
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Draws, and the log-weight of each: before resampling where there was one."""
     if resample is None:
-        return {"log_weight": _chain(result.log_weights(num_samples, seed=seed))}
-    log_w = np.asarray(result.log_weights(proposal_size(num_samples), seed=seed))
-    table = resampling_table(log_w, num_samples, seed)
-    return {"log_weight": _chain(np.take_along_axis(log_w, table, 0))}
+        return result.sample(num_samples, seed=seed), np.asarray(result.log_weights(num_samples, seed=seed))
+    if resample != "psis":
+        raise ValueError(f'resample must be None or "psis", got {resample!r}')
+    check_counts(num_samples=num_samples)
+    return result._resampled(num_samples, seed)
 
 
 def _or_nothing(group: str, make: Any) -> dict[str, np.ndarray]:
