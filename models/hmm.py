@@ -93,7 +93,11 @@ class HiddenMarkov(dist.Distribution):
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
-        return constraints.independent(self.emission.support, 1)
+        support = self.emission.support
+        if any(jnp.ndim(leaf) for leaf in jax.tree.leaves(support)):
+            # A support that moves with the state is no support of the series: the emission's log_prob must say so.
+            return constraints.independent(constraints.real, self.event_dim)
+        return constraints.independent(support, 1)
 
     @property
     def num_states(self) -> int:

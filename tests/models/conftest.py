@@ -12,12 +12,30 @@ def pointwise():
     """(model, data, params) -> log-likelihoods of the observed site, an entry a datum."""
 
     def run(model, data, params):
-        params = {name: jnp.asarray(value) for name, value in params.items()}
-        trace = handlers.trace(handlers.seed(handlers.substitute(model, data=params), 0)).get_trace(**data)
-        (site,) = [s for s in trace.values() if s["type"] == "sample" and s["is_observed"]]
-        missing = [n for n, s in trace.items() if s["type"] == "sample" and not s["is_observed"] and n not in params]
-        assert not missing
-        return site["fn"].log_prob(site["value"])
+        @jax.jit
+        def values(params):
+            trace = handlers.trace(handlers.seed(handlers.substitute(model, data=params), 0)).get_trace(**data)
+            sites = {name: site for name, site in trace.items() if site["type"] == "sample"}
+            assert {name for name, site in sites.items() if not site["is_observed"]} == set(params)
+            (site,) = [site for site in sites.values() if site["is_observed"]]
+            return site["fn"].log_prob(site["value"])
+
+        return values({name: jnp.asarray(value) for name, value in params.items()})
+
+    return run
+
+
+@pytest.fixture
+def draw():
+    """(model, **data) -> values of all sample sites, drawn from the prior."""
+
+    def run(model, **data):
+        @jax.jit
+        def values():
+            trace = handlers.trace(handlers.seed(model, 0)).get_trace(**data)
+            return {name: site["value"] for name, site in trace.items() if site["type"] == "sample"}
+
+        return values()
 
     return run
 

@@ -42,7 +42,7 @@ ARCHIMEDEAN = [
 
 @pytest.mark.parametrize(("family", "cdf", "theta"), ARCHIMEDEAN)
 def test_density_is_the_second_derivative(family, cdf, theta):
-    mixed = jax.vmap(jax.grad(jax.grad(cdf, 0), 1), (0, 0, None))(GRID[:, 0], GRID[:, 1], theta)
+    mixed = jax.jit(jax.vmap(jax.grad(jax.grad(cdf, 0), 1), (0, 0, None)))(GRID[:, 0], GRID[:, 1], theta)
     np.testing.assert_allclose(family(theta).log_prob(GRID), np.log(mixed), rtol=1e-7, atol=1e-9)
 
 
@@ -96,7 +96,7 @@ def test_margins_are_uniform(family, theta):
 def test_draws(family, theta):
     """Margins, Kendall's tau (standard error below sqrt(2 (1 - tau^2) / n)), and shares in corners by quadrature."""
     copula, n = family(theta), 4000
-    u = np.asarray(copula.sample(jax.random.key(0), (n,)))
+    u = np.asarray(jax.jit(lambda key: copula.sample(key, (n,)))(jax.random.key(0)))
     assert ((u > 0.0) & (u < 1.0)).all()
     for j in range(2):
         assert stats.kstest(u[:, j], "uniform").pvalue > 1e-3
@@ -139,7 +139,8 @@ def test_independence_is_a_smooth_point(theta):
     for wide, rtol in ((True, 1e-3), (False, 1e-3)):
         for family, slope in slopes.items():
             with jax.enable_x64(wide):
-                value, tangent = jax.jvp(lambda t, f=family: f(t).log_prob(GRID), (theta,), (1.0,))
+                tangent_of = jax.jit(lambda t, f=family: jax.jvp(lambda t: f(t).log_prob(GRID), (t,), (1.0,)))
+                value, tangent = tangent_of(theta)
             np.testing.assert_allclose(value, theta * slope, atol=2e-6)
             np.testing.assert_allclose(tangent, slope, rtol=rtol, atol=2e-4)
 
@@ -148,7 +149,7 @@ def test_slopes_pass_smoothly_where_series_and_formulas_meet():
     """Second differences of the slope in theta: no step where a branch changes."""
     for family, centre in ((copulas.ClaytonCopula, 0.1), (copulas.FrankCopula, 0.1), (copulas.FrankCopula, -1.0)):
         theta = centre + np.linspace(-0.02, 0.02, 81)
-        slope = jax.vmap(jax.grad(lambda t, f=family: f(t).log_prob(GRID).sum()))(theta)
+        slope = jax.jit(jax.vmap(jax.grad(lambda t, f=family: f(t).log_prob(GRID).sum())))(theta)
         assert np.abs(np.diff(slope, 2)).max() < 1e-4 * np.abs(slope).max() + 1e-6
 
 
@@ -181,7 +182,7 @@ def test_finite_in_every_corner(u, v, theta):
 
 
 def test_gumbel_at_independence():
-    value, slope = jax.value_and_grad(lambda t: copulas.GumbelCopula(t).log_prob(GRID).sum())(1.0)
+    value, slope = jax.jit(jax.value_and_grad(lambda t: copulas.GumbelCopula(t).log_prob(GRID).sum()))(1.0)
     np.testing.assert_allclose(value, 0.0, atol=1e-10)
     ahead = copulas.GumbelCopula(1.0 + 1e-6).log_prob(GRID).sum()
     np.testing.assert_allclose(slope, ahead / 1e-6, rtol=1e-4)
@@ -190,15 +191,14 @@ def test_gumbel_at_independence():
 
 
 def test_batches():
-    family = copulas.ClaytonCopula(jnp.array([0.5, 2.0]))
-    assert family.batch_shape == (2,)
-    assert family.event_shape == (2,)
-    assert family.sample(jax.random.key(0), (3,)).shape == (3, 2, 2)
-    for copula in (copulas.GumbelCopula(jnp.array([1.5, 2.0])), copulas.FrankCopula(jnp.array([-1.5, 2.0]))):
-        assert copula.log_prob(copula.sample(jax.random.key(0), (3,))).shape == (3, 2)
+    for family in SLOPES:
+        copula = family(jnp.array([0.5, 0.9]) + (1.0 if family is copulas.GumbelCopula else 0.0))
+        assert copula.batch_shape == copula.event_shape == (2,)
+        assert jax.eval_shape(lambda key, c=copula: c.sample(key, (3,)), jax.random.key(0)).shape == (3, 2, 2)
+        assert jax.eval_shape(copula.log_prob, jnp.full((3, 1, 2), 0.3)).shape == (3, 2)
 
 
-def test_models_on_ranks(pointwise):
+def test_models_on_ranks(pointwise, draw):
     """Pseudo-observations hold no units; the likelihood is highest near where Kendall's tau says."""
     pytest.importorskip("statsmodels")
     data = copulas.data()
@@ -218,8 +218,7 @@ def test_models_on_ranks(pointwise):
         total = jax.jit(lambda p, m=model, s=site: pointwise(m, data, {s: p}).sum())
         totals = [float(total(p)) for p in parameters]
         assert abs(taus[np.argmax(totals)] - tau) < (0.2 if model is copulas.clayton else 0.1)
-        trace = handlers.trace(handlers.seed(model, 0)).get_trace(num_data=9)
-        assert trace["u"]["value"].shape == (9, 2)
+        assert draw(model, num_data=9)["u"].shape == (9, 2)
     with pytest.raises(ValueError, match=r"u must have shape \(n, 2\), got \(3,\)"):
         handlers.seed(copulas.frank, 0)(u=np.ones(3))
     with pytest.raises(ValueError, match="without u the model needs num_data"):

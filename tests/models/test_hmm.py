@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpyro import handlers
-from scipy import optimize, special
+from scipy import optimize, special, stats
 
 from estimax.models import hmm
 
@@ -53,12 +53,12 @@ def test_filter_marginals_transitions_and_viterbi_by_brute_force():
     for t in range(4):
         np.add.at(transitions, (every[:, t], every[:, t + 1]), weight)
     ours = chain()
-    np.testing.assert_allclose(ours.posterior_marginals(Y), marginals, atol=1e-12)
-    np.testing.assert_allclose(ours.expected_transitions(Y), transitions, atol=1e-12)
-    path, log_joint = ours.viterbi(Y)
+    expected = jax.jit(lambda y: (ours.posterior_marginals(y), ours.expected_transitions(y)))(Y)
+    np.testing.assert_allclose(expected[0], marginals, atol=1e-12)
+    np.testing.assert_allclose(expected[1], transitions, atol=1e-12)
+    (path, log_joint), (filtered, increments) = jax.jit(lambda y: (ours.viterbi(y), ours.filter(y)))(Y)
     np.testing.assert_array_equal(path, every[joint.argmax()])
     np.testing.assert_allclose(log_joint, joint.max(), rtol=1e-12)
-    filtered, increments = ours.filter(Y)
     prefixes = [special.logsumexp(paths(Y[:t])[1]) for t in range(1, 6)]
     np.testing.assert_allclose(increments, np.diff(prefixes, prepend=0.0), rtol=1e-9)
     for t in range(5):
@@ -67,6 +67,7 @@ def test_filter_marginals_transitions_and_viterbi_by_brute_force():
         np.testing.assert_allclose(np.exp(filtered[t]), expected, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:Out-of-support")
 @pytest.mark.parametrize("method", ["scan", "tree"])
 def test_forbidden_transitions(method):
     """Left to right only, from the first state: still the sum over paths, with finite slopes; impossible is -inf."""
@@ -80,24 +81,27 @@ def test_forbidden_transitions(method):
         emission = dist.Normal(locs, jnp.asarray(SCALES))
         return hmm.HiddenMarkov(*logits, emission, num_steps=5, method=method).log_prob(y)
 
-    value, slope = jax.value_and_grad(log_prob)(jnp.asarray(LOCS), Y)
+    value, slope = jax.jit(jax.value_and_grad(log_prob))(jnp.asarray(LOCS), Y)
     np.testing.assert_allclose(value, expected, rtol=1e-12)
     step = 1e-5 * np.eye(3)
-    numeric = [(log_prob(LOCS + h, Y) - log_prob(LOCS - h, Y)) / 2e-5 for h in step]
+    near = jax.jit(log_prob)
+    numeric = [(near(LOCS + h, Y) - near(LOCS - h, Y)) / 2e-5 for h in step]
     np.testing.assert_allclose(slope, numeric, rtol=1e-6, atol=1e-7)
-    rates = dist.Uniform(jnp.array([0.0, 1.0, 2.0]), jnp.array([1.0, 2.0, 3.0]))  # each state shows itself
-    seen = hmm.HiddenMarkov(*logits, rates, num_steps=3, method=method)
-    np.testing.assert_allclose(seen.log_prob(np.array([0.5, 0.5, 1.5])), np.log(0.6 * 0.4), rtol=1e-12)
-    assert seen.log_prob(np.array([1.5, 0.5, 1.5])) == -np.inf
+    shown = dist.Uniform(jnp.array([0.0, 1.0, 2.0]), jnp.array([1.0, 2.0, 3.0]), validate_args=True)
+    seen = jax.jit(hmm.HiddenMarkov(*logits, shown, num_steps=3, method=method).log_prob)  # each state shows itself
+    np.testing.assert_allclose(seen(np.array([0.5, 0.5, 1.5])), np.log(0.6 * 0.4), rtol=1e-12)
+    assert seen(np.array([1.5, 0.5, 1.5])) == -np.inf
+    assert seen(np.array([0.5, 2.5, 2.5])) == -np.inf
 
 
 def test_two_ways_agree_on_a_long_series_in_single_precision():
     """20,000 steps: the normalised recursions keep about six digits where sums of 1e4 nats alone would lose them."""
-    y = np.asarray(chain(num_steps=20_000).sample(jax.random.key(0)))
-    exact = float(chain("scan", 20_000).log_prob(y))
+    y = np.asarray(jax.jit(chain(num_steps=20_000).sample)(jax.random.key(0)))
+    exact = float(jax.jit(chain("scan", 20_000).log_prob)(y))
     with jax.enable_x64(False):
         for method in ("scan", "tree"):
-            single = float(chain(method, 20_000, dist.Normal(np.float32(LOCS), np.float32(SCALES))).log_prob(y))
+            emission = dist.Normal(np.float32(LOCS), np.float32(SCALES))
+            single = float(jax.jit(chain(method, 20_000, emission).log_prob)(y))
             assert abs(single / exact - 1.0) < 2e-6
 
 
@@ -107,32 +111,57 @@ def test_gradients_agree_between_methods():
         return hmm.HiddenMarkov(logits[0], logits, emission, num_steps=5, method=method).log_prob(Y)
 
     arguments = jnp.log(TRANSITION), jnp.asarray(LOCS)
-    scan, tree = (jax.grad(log_prob, argnums=(0, 1))(*arguments, method) for method in ("scan", "tree"))
+    grad = jax.jit(jax.grad(log_prob, argnums=(0, 1)), static_argnums=2)
+    scan, tree = (grad(*arguments, method) for method in ("scan", "tree"))
     for a, b in zip(scan, tree, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
-@given(st.sampled_from([(), (2,), (3, 1)]), st.sampled_from([(), (4,)]), st.sampled_from([(), (2,)]), st.integers(1, 4))
-@settings(max_examples=12, deadline=None)
-def test_shapes(batch, sample, event, num_states):
-    """Any batch of series, any event shape, and log_prob of a stack is the stack of log_probs."""
-    with jax.enable_x64(True):
-        emission = dist.Normal(jnp.zeros((*batch, num_states, *event)), 1.0).to_event(len(event))
-        initial, transition = jnp.zeros(num_states), jnp.zeros((*batch, num_states, num_states))
-        ours = hmm.HiddenMarkov(initial, transition, emission, num_steps=3)
+def equal_states(batch, event, num_states, num_steps, method=None):
+    """States that all emit standard normals, so that the series is one."""
+    emission = dist.Normal(jnp.zeros((*batch, num_states, *event)), 1.0).to_event(len(event))
+    initial, transition = jnp.zeros(num_states), jnp.zeros((*batch, num_states, num_states))
+    return hmm.HiddenMarkov(initial, transition, emission, num_steps=num_steps, method=method)
+
+
+@given(
+    st.sampled_from([(), (2,), (3, 1)]),
+    st.sampled_from([(), (4,), (2, 5)]),
+    st.sampled_from([(), (2,), (3, 2)]),
+    st.integers(1, 6),
+    st.integers(1, 9),
+    st.sampled_from(["scan", "tree"]),
+)
+@settings(max_examples=10, deadline=None)
+def test_shapes(batch, sample, event, num_states, num_steps, method):
+    """Any batch of series, any event shape, any stack of series."""
+
+    def run(key):
+        ours = equal_states(batch, event, num_states, num_steps, method)
         assert ours.batch_shape == batch
-        assert ours.event_shape == (3, *event)
-        y = ours.sample(jax.random.key(0), sample)
-        assert y.shape == (*sample, *batch, 3, *event)
-        # equal states: independent draws of a standard normal
-        expected = dist.Normal(0.0, 1.0).log_prob(y).sum(tuple(range(-1 - len(event), 0)))
-        np.testing.assert_allclose(ours.log_prob(y), expected, rtol=1e-9, atol=1e-9)
-        assert ours.posterior_marginals(y).shape == (*sample, *batch, 3, num_states)
-        assert ours.expected_transitions(y).shape == (*sample, *batch, num_states, num_states)
-        assert ours.viterbi(y)[0].shape == (*sample, *batch, 3)
-        filtered, increments = ours.filter(y)
-        assert filtered.shape == (*sample, *batch, 3, num_states)
-        np.testing.assert_allclose(increments.sum(-1), expected, rtol=1e-9, atol=1e-9)
+        assert ours.event_shape == (num_steps, *event)
+        y = ours.sample(key, sample)
+        states = ours.posterior_marginals(y), ours.expected_transitions(y), ours.viterbi(y), ours.filter(y)
+        return y, ours.log_prob(y), *states
+
+    y, log_prob, marginals, transitions, (path, best), (filtered, increments) = jax.eval_shape(run, jax.random.key(0))
+    stack = (*sample, *batch)
+    assert y.shape == (*stack, num_steps, *event)
+    assert log_prob.shape == best.shape == stack
+    assert marginals.shape == filtered.shape == (*stack, num_steps, num_states)
+    assert transitions.shape == (*stack, num_states, num_states)
+    assert path.shape == increments.shape == (*stack, num_steps)
+
+
+@pytest.mark.parametrize("method", ["scan", "tree"])
+def test_equal_states_are_independent_draws(method):
+    ours = equal_states((2,), (3,), 4, 5, method)
+    y = np.random.default_rng(0).normal(size=(6, 2, 5, 3))
+    expected = stats.norm.logpdf(y).sum((-2, -1))
+    found = jax.jit(lambda y: (ours.log_prob(y), ours.filter(y)[1].sum(-1), ours.posterior_marginals(y)))(y)
+    np.testing.assert_allclose(found[0], expected, rtol=1e-10)
+    np.testing.assert_allclose(found[1], expected, rtol=1e-10)
+    np.testing.assert_allclose(found[2], 0.25, rtol=1e-10)
 
 
 def test_chains_of_a_batch_are_independent():
@@ -145,10 +174,11 @@ def test_chains_of_a_batch_are_independent():
         hmm.HiddenMarkov(initial[i], transition[i], dist.Normal(LOCS + i, SCALES), num_steps=5).log_prob(y[i])
         for i in range(2)
     ]
-    np.testing.assert_allclose(ours.log_prob(y), one, rtol=1e-12)
+    np.testing.assert_allclose(jax.jit(ours.log_prob)(y), one, rtol=1e-12)
     # one series is set against every chain of the batch
-    assert ours.log_prob(Y).shape == (2,)
-    np.testing.assert_allclose(ours.log_prob(Y)[0], ours.log_prob(y)[0], rtol=1e-12)
+    spread = jax.jit(ours.log_prob)(Y)
+    assert spread.shape == (2,)
+    np.testing.assert_allclose(spread[0], one[0], rtol=1e-12)
 
 
 def test_draws_have_the_moments_of_the_chain():
@@ -201,10 +231,11 @@ def test_gaussian_hmm_equals_hmmlearn(pointwise):
     np.testing.assert_allclose(ours[0], peer.score(y[0][:, None]), rtol=1e-11)
     emission = dist.Normal(params["mu"], params["sigma"])
     ours = hmm.HiddenMarkov(np.log(params["initial"]), np.log(params["transition"]), emission, num_steps=100)
-    np.testing.assert_allclose(ours.posterior_marginals(y)[0], peer.predict_proba(y[0][:, None]), atol=1e-10)
+    marginals, (best, log_best) = jax.jit(lambda y: (ours.posterior_marginals(y), ours.viterbi(y)))(y)
+    np.testing.assert_allclose(marginals[0], peer.predict_proba(y[0][:, None]), atol=1e-10)
     log_joint, path = peer.decode(y[0][:, None])
-    np.testing.assert_array_equal(ours.viterbi(y)[0][0], path)
-    np.testing.assert_allclose(ours.viterbi(y)[1][0], log_joint, rtol=1e-11)
+    np.testing.assert_array_equal(best[0], path)
+    np.testing.assert_allclose(log_best[0], log_joint, rtol=1e-11)
     assert path[:27].all()  # the flow falls in 1898 (Cobb 1978)
     assert not path[28:].any()
 
@@ -213,7 +244,7 @@ def test_hmmlearns_em_stops_at_a_maximum_of_ours(pointwise):
     """hmmlearn's EM without priors on the earthquakes; then score and likelihood are compared."""
     peers = pytest.importorskip("hmmlearn.hmm")
     y = hmm.poisson_data()["y"]
-    peer = peers.PoissonHMM(2, init_params="", random_state=0, n_iter=3000, tol=1e-11, transmat_prior=1.0)
+    peer = peers.PoissonHMM(2, init_params="", random_state=0, n_iter=3000, tol=1e-9, transmat_prior=1.0)
     peer.startprob_, peer.transmat_ = np.array([0.5, 0.5]), np.array([[0.9, 0.1], [0.1, 0.9]])
     peer.lambdas_ = np.array([[15.0], [25.0]])
     peer.fit(y[0][:, None])
@@ -227,7 +258,7 @@ def test_hmmlearns_em_stops_at_a_maximum_of_ours(pointwise):
         given = {**params, "initial": np.maximum(params["initial"], 1e-300), "rate": rate}
         return pointwise(hmm.poisson_hmm, data, given)[0]
 
-    assert np.abs(jax.grad(total)(jnp.asarray(params["rate"]))).max() < 1e-4
+    assert np.abs(jax.jit(jax.grad(total))(jnp.asarray(params["rate"]))).max() < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -246,7 +277,7 @@ def test_maximum_likelihood_of_the_book(num_states, value, rates):
     start = np.concatenate([np.log(np.linspace(12.0, 28.0, num_states)), 3.0 * np.eye(num_states).ravel()])
     found = optimize.minimize(jax.jit(jax.value_and_grad(loss)), start, jac=True, method="L-BFGS-B", tol=1e-12)
     assert found.fun == pytest.approx(value, abs=2e-4)
-    np.testing.assert_allclose(np.exp(found.x[:num_states]), rates, atol=2e-3)
+    np.testing.assert_allclose(np.sort(np.exp(found.x[:num_states])), rates, atol=2e-3)
 
 
 def test_data_of_the_book():
@@ -256,13 +287,12 @@ def test_data_of_the_book():
     assert y.var(ddof=1) == pytest.approx(51.57, abs=0.01)
 
 
-def test_models_draw_series():
+def test_models_draw_series(draw):
     for model in (hmm.gaussian_hmm, hmm.poisson_hmm):
-        trace = handlers.trace(handlers.seed(model, 0)).get_trace(num_steps=7, num_series=3, num_states=3)
-        assert trace["y"]["value"].shape == (3, 7)
-        for name in ("mu", "rate"):
-            if name in trace:
-                assert (np.diff(trace[name]["value"]) > 0.0).all()
+        values = draw(model, num_steps=7, num_series=3, num_states=3)
+        assert values["y"].shape == (3, 7)
+        for name in {"mu", "rate"} & set(values):
+            assert (np.diff(values[name]) > 0.0).all()
 
 
 def test_bad_input():
