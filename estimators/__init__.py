@@ -15,6 +15,7 @@ from .family import (
     DataEmphasizedELBO,
     Renyi,
 )
+from .em import EM
 from .guides import WhitenedNormal
 from .laplace import Laplace
 from .likelihood import MAP, MLE
@@ -36,6 +37,7 @@ __all__ = [
     "CHIVI",
     "CIWAE",
     "ELBO",
+    "EM",
     "IWAE",
     "MAP",
     "MIWAE",

@@ -132,8 +132,8 @@ class MLE(Estimator):
         subsample: honour the subsampling of the model's plates (a stochastic loss); False uses all data.
     """
 
-    covariance: Any = "observed"
-    latents: Any = "auto"
+    covariance: str | tuple[str, Any] = "observed"
+    latents: str | tuple[str, ...] = "auto"
     num_nodes: int = 1
     weights: Any = None
     robust: float = 0.0
@@ -229,7 +229,7 @@ class MAP(MLE):
         tempered: power of the likelihood, the learning rate of a generalised posterior; the rest as in `MLE`.
     """
 
-    latents: Any = "estimate"
+    latents: str | tuple[str, ...] = "estimate"
     tempered: float = 1.0
     has_prior = True
 

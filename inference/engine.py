@@ -34,6 +34,8 @@ class State(NamedTuple):
     params: Params
     opt_state: Any
     rng_key: Array
+    memory: Any = None
+    """What a stateful loss remembers (`Problem.memory`)."""
 
 
 class Outcome(NamedTuple):
@@ -86,18 +88,22 @@ def as_optax(optimizer: Any) -> optax.GradientTransformation:
 
 def init(problem: Problem, optimizer: optax.GradientTransformation, params: Params, rng_key: Array) -> State:
     """The state before the first step."""
-    return State(params, optimizer.init(params), rng_key)
+    return State(params, optimizer.init(params), rng_key, problem.memory)
 
 
 def update(problem: Problem, optimizer: optax.GradientTransformation, state: State) -> tuple[State, Array, Metrics]:
     """One step: the new state, and the loss and metrics at the old one."""
     rng_key, step_key = random.split(state.rng_key)
+    memory = state.memory
+    if memory is not None:
+        memory = problem.refresh(memory, jax.lax.stop_gradient(state.params), random.fold_in(step_key, 1))
+        problem = problem.with_memory(memory)
     (loss, metrics), grads = jax.value_and_grad(problem.loss, has_aux=True)(state.params, step_key, problem.data)
     # the value is for those that follow it, like optax.contrib.reduce_on_plateau; the others ignore it
     updates, opt_state = optax.with_extra_args_support(optimizer).update(
         grads, state.opt_state, state.params, value=loss
     )
-    return State(optax.apply_updates(state.params, updates), opt_state, rng_key), loss, metrics
+    return State(optax.apply_updates(state.params, updates), opt_state, rng_key, memory), loss, metrics
 
 
 @eqx.filter_jit

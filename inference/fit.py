@@ -62,8 +62,10 @@ def fit(
             work; else an AutoGuide class or instance, or a guide function of the model's arguments.
         start: "laplace", "pathfinder", "prior", a dict of values of latent sites, or a `Start` of another fit.
         optimizer: for exact losses (MLE, MAP, Laplace) "newton" or "lbfgs", in double precision; None takes Newton up
-            to 300 parameters. Else, and for these too, an optax transformation, an optimizer of numpyro.optim, or the name of one of optax
-            ("adam", "rmsprop", "sgd", ...) with a cosine schedule; None is "adam".
+            to 300 parameters. For EM "squarem" (accelerated; None) or "em" (plain); under penalties with kinks
+            "proximal_newton" (None, up to 300 parameters) or "fista". Else, and for exact losses too, an optax
+            transformation, an optimizer of numpyro.optim, or the name of one of optax ("adam", "rmsprop", "sgd", ...)
+            with a cosine schedule; None is "adam".
         learning_rate: initial step size of a named optimizer; None is 0.02 with the default guide, else 0.01.
         num_steps: of the optimiser.
         seed, rng_key: the same seed gives the same answer; `rng_key` takes precedence.
@@ -98,6 +100,11 @@ def fit(
         return _solve(model, estimator, data, prepared, start, optimizer, num_steps, key_init, num_restarts,
                       progress_bar, on_progress, began)  # fmt: skip
     problem = estimator.problem(key_init, model, guide, prepared)
+    if problem.nonsmooth:
+        raise ValueError(
+            f"optimizer={optimizer!r} cannot handle the kinks of l1, group, fused or nonnegative: leave it to fit "
+            f"(optimizer=None), or take one of {', '.join(solvers.PROXIMAL)}"
+        )
     if initial:
         problem = _with_initial(problem, initial)
     transformation = _optimizer(optimizer, learning_rate, guide, num_steps)
@@ -120,7 +127,7 @@ def resume(result: FitResult, num_steps: int, *, progress_bar: bool = True, seed
     before = result.metrics if result.losses.ndim == 1 and all(v.ndim == 1 for v in result.metrics.values()) else {}
     return replace(
         more,
-        problem=result.problem,
+        problem=result.problem.with_memory(more.problem.memory),
         losses=np.concatenate([result.losses, more.losses]),
         metrics={k: np.concatenate([before[k], v]) for k, v in more.metrics.items() if k in before} or more.metrics,
         num_steps=result.num_steps + more.num_steps,
@@ -165,11 +172,11 @@ def _solve(model: Callable, estimator: Estimator, data: Any, prepared: dict, sta
 
 def _feasible_starts(problem: Problem, key: Array, num_restarts: int) -> Params:
     """Starting points with a finite loss: the problem's own where it has one, others jittered around it."""
-    own = jax.tree.map(lambda x: jnp.asarray(x)[None], problem.params)
+    own = jax.tree.map(lambda x: jnp.asarray(x)[None], problem.project(problem.params))
     if num_restarts == 1 and np.isfinite(_losses(problem, own)).all():
         return own
     tries = max(4 * num_restarts, 20)
-    many = _starting_points(problem, random.split(key, tries))
+    many = jax.vmap(problem.project)(_starting_points(problem, random.split(key, tries)))
     losses = _losses(problem, many)
     good = np.flatnonzero(np.isfinite(losses))
     if not good.size:
@@ -253,7 +260,7 @@ def _run(problem: Problem, transformation: Any, key_init: Array, key_run: Array,
         status=status,
         message=message,
         start=found,
-        problem=problem,
+        problem=problem if final.memory is None else problem.with_memory(final.memory),
         unconstrained=final.params,
     )
 

@@ -100,6 +100,11 @@ def lr_test(a: FitResult, b: FitResult) -> LikelihoodRatio:
         estimator = result.estimator
         if getattr(estimator, "has_prior", True) or getattr(estimator, "robust", 0):
             raise TypeError(f"lr_test needs fits of MLE, {name} is one of {estimator!r}")
+        if getattr(estimator, "penalised", False):
+            raise TypeError(
+                f"lr_test needs maximum-likelihood fits, {name} is penalised: its likelihood is not at a maximum and the "
+                "χ² law does not hold. Compare held-out log-likelihoods (estimax.penalty_path)"
+            )
     if a.problem.num_units != b.problem.num_units:  # type: ignore[attr-defined]
         raise ValueError(
             f"lr_test needs two fits of the same data: a has {a.problem.num_units} units, "  # type: ignore[attr-defined]

@@ -1,4 +1,7 @@
-"""Solvers for exact losses: Newton where the Hessian is affordable, L-BFGS above, always in double precision.
+"""Solvers for exact losses, always in double precision.
+
+Newton where the Hessian is affordable, L-BFGS above; EM where the problem has a surrogate; proximal Newton or FISTA where
+the loss has kinks.
 
 One step a compiled call: the bar moves, Ctrl-C keeps what was done. Starting points are a vmap axis.
 """
@@ -19,9 +22,10 @@ from jax.flatten_util import ravel_pytree
 from tqdm.auto import tqdm
 
 from ..estimators.base import Params, Problem
-from . import curvature
+from . import curvature, proximal
 
-SOLVERS = ("newton", "lbfgs")
+SOLVERS = ("newton", "lbfgs", "em", "squarem", "proximal_newton", "fista")
+PROXIMAL = ("proximal_newton", "fista")
 NEWTON_LIMIT = 300
 """Most parameters for which every step forms the Hessian."""
 TOLERANCE = 1e-7
@@ -30,6 +34,10 @@ LBFGS_TOLERANCE = 1e-9
 """Of the gradient, relative to the loss."""
 LBFGS_STEPS = 10
 """L-BFGS steps a compiled call."""
+FISTA_STEPS = 50
+"""FISTA steps a compiled call."""
+EM_NEWTON_STEPS = 5
+"""Newton steps of one M-step; each of them lowers the surrogate, so the loss cannot rise."""
 
 
 class Solution(NamedTuple):
@@ -98,6 +106,114 @@ def _lbfgs_steps(problem: Problem, z: Array, state: Any) -> tuple[Array, Array, 
     return jax.vmap(one)(z, state)
 
 
+def _decrement(f: Callable[[Array], Array], z: Array) -> Array:
+    """The Newton decrement where the Hessian is affordable, else the gradient norm."""
+    if z.shape[0] > NEWTON_LIMIT:
+        return jnp.linalg.norm(jax.grad(f)(z))
+    gradient, hessian = curvature.gradient_and_hessian(f, z)
+    return jnp.linalg.norm(curvature.whitening(hessian)[0].T @ gradient)
+
+
+def em_map(problem: Problem, z: Array) -> Array:
+    """One EM step: the surrogate anchored at z, minimised from z, by Newton or (many parameters) by L-BFGS."""
+    unravel = ravel_pytree(problem.params)[1]
+    anchor = unravel(z)
+
+    def q(new: Array) -> Array:
+        value = problem.surrogate(unravel(new), anchor, problem.data)
+        return jnp.where(jnp.isfinite(value), value, jnp.inf)
+
+    if z.shape[0] <= NEWTON_LIMIT:
+        return curvature.newton(q, z, max_steps=EM_NEWTON_STEPS, tolerance=1e-9)[0]
+    solver = optax.lbfgs()
+    value_and_grad = optax.value_and_grad_from_state(q)
+
+    def body(_: Any, carry: tuple) -> tuple:
+        z, state = carry
+        value, grad = value_and_grad(z, state=state)
+        updates, state = solver.update(grad, state, z, value=value, grad=grad, value_fn=q)
+        new = optax.apply_updates(z, updates)
+        return jnp.where(jnp.all(jnp.isfinite(new)), new, z), state
+
+    found = jax.lax.fori_loop(0, LBFGS_STEPS, body, (z, solver.init(z)))[0]
+    return jnp.where(q(found) <= q(z), found, z)
+
+
+@eqx.filter_jit
+def _em_steps(problem: Problem, z: Array, value: Array, accelerated: bool) -> tuple[Array, Array, Array]:
+    """One EM step of every starting point; or two of them, an extrapolation along both, and a third from there.
+
+    The extrapolation is taken where it lowers the loss further (Simple and Globally Convergent Methods for Accelerating
+    the Convergence of Any EM Algorithm, scheme S3).
+    """
+    f = objective(problem)[1]
+
+    def one(z: Array, value: Array) -> tuple[Array, Array, Array]:
+        new = em_map(problem, z)
+        if accelerated:
+            second = em_map(problem, new)
+            r, v = new - z, second - 2 * new + z
+            length = jnp.linalg.norm(r) / jnp.maximum(jnp.linalg.norm(v), 1e-300)
+            far = em_map(problem, z + 2 * length * r + length**2 * v)
+            candidates = jnp.stack([second, far])
+            values = jax.vmap(f)(candidates)
+            values = jnp.where(jnp.isfinite(values), values, jnp.inf)
+            new = candidates[jnp.argmin(values)]
+        new_value = f(new)
+        better = new_value < value  # rounding may raise it at the optimum
+        new = jnp.where(better, new, z)
+        return new, jnp.where(better, new_value, value), _decrement(f, new)
+
+    return jax.vmap(one)(z, value)
+
+
+@eqx.filter_jit
+def _proximal_values(problem: Problem, z: Array) -> tuple[Array, Array]:
+    parts = proximal.composite(problem)[1]
+    z = jax.vmap(parts.project)(z)
+    return z, jax.vmap(lambda z: proximal.total(parts, z))(z)
+
+
+@eqx.filter_jit
+def _proximal_steps(problem: Problem, z: Array, value: Array) -> tuple[Array, Array, Array]:
+    parts = proximal.composite(problem)[1]
+    return jax.vmap(lambda z, v: proximal.newton_step(parts, z, v))(z, value)
+
+
+@eqx.filter_jit
+def _fista_start(problem: Problem, z: Array) -> Any:
+    parts = proximal.composite(problem)[1]
+    return jax.vmap(lambda z: proximal.fista_start(parts, z))(z)
+
+
+@eqx.filter_jit
+def _fista_steps(problem: Problem, state: Any) -> tuple[Array, Array, Any, Array]:
+    parts = proximal.composite(problem)[1]
+    body = lambda _, s: proximal.fista_step(parts, s)  # noqa: E731
+    state = jax.vmap(lambda s: jax.lax.fori_loop(0, FISTA_STEPS, body, s))(state)
+    return state.x, jax.vmap(lambda z: proximal.total(parts, z))(state.x), state, state.norm
+
+
+def choose(problem: Problem, size: int, solver: str | None) -> str:
+    """The solver that suits a problem of so many parameters, or the one that was asked for.
+
+    Raises:
+        ValueError: a solver that cannot work here.
+    """
+    if problem.nonsmooth:
+        if solver not in (None, *PROXIMAL):
+            raise ValueError(
+                f"optimizer={solver!r} cannot handle the kinks of l1, group, fused or nonnegative: leave it to fit "
+                f"(optimizer=None), or take one of {', '.join(PROXIMAL)}"
+            )
+        return solver or ("proximal_newton" if size <= NEWTON_LIMIT else "fista")
+    if solver in PROXIMAL:
+        raise ValueError(f"optimizer={solver!r} is for penalties with kinks: leave the choice to fit (optimizer=None)")
+    if solver in ("em", "squarem") and problem.solver not in ("em", "squarem"):
+        raise ValueError(f"optimizer={solver!r} goes with the estimator EM")
+    return solver or problem.solver or ("newton" if size <= NEWTON_LIMIT else "lbfgs")
+
+
 def solve(
     problem: Problem,
     starts: Params,
@@ -112,29 +228,45 @@ def solve(
 
     Args:
         starts: parameters with a leading axis of starting points.
-        solver: one of `SOLVERS`; None takes Newton up to `NEWTON_LIMIT` parameters.
+        solver: one of `SOLVERS`; None takes what suits the problem (`choose`).
     """
     z = jax.vmap(lambda p: ravel_pytree(p)[0])(starts)
     unravel = ravel_pytree(problem.params)[1]
-    if solver is None:
-        solver = "newton" if z.shape[1] <= NEWTON_LIMIT else "lbfgs"
+    solver = choose(problem, z.shape[1], solver)
     began = time.perf_counter()
-    value = _values(problem, z)
+    if solver in PROXIMAL:
+        z, value = _proximal_values(problem, z)
+    else:
+        value = _values(problem, z)
     losses, norms = [np.asarray(value)], []
     converged = np.zeros(len(z), bool)
     interrupted, steps, compile_seconds = False, 0, 0.0
-    state = _lbfgs_start(problem, z) if solver == "lbfgs" else None
+    state = {"lbfgs": _lbfgs_start, "fista": _fista_start}[solver](problem, z) if solver in ("lbfgs", "fista") else None
     # no total: how many steps it takes is not known before
     with tqdm(desc=description, disable=not progress_bar, unit="step") as bar:
         try:
             while steps < max_steps and not converged.all():
-                if solver == "newton":
-                    new, new_value, norm = _newton_steps(problem, z, value)
+                if solver in ("newton", "proximal_newton"):
+                    step = _newton_steps if solver == "newton" else _proximal_steps
+                    new, new_value, norm = step(problem, z, value)
                     stalled = ~np.asarray(new_value < value)
                     # at rounding error of the loss nothing more can be gained
                     converged = (np.asarray(norm) < TOLERANCE) | (stalled & (np.asarray(norm) < 1e-3))
                     z, value = new, new_value
                     taken, stuck = 1, stalled.all()
+                elif solver in ("em", "squarem"):
+                    new, new_value, norm = _em_steps(problem, z, value, solver == "squarem")
+                    stalled = ~np.asarray(new_value < value)
+                    converged = (np.asarray(norm) < TOLERANCE) | (stalled & (np.asarray(norm) < 1e-3))
+                    z, value = new, new_value
+                    taken, stuck = 1, stalled.all()
+                elif solver == "fista":
+                    new, new_value, state, norm = _fista_steps(problem, state)
+                    converged = np.asarray(norm) <= LBFGS_TOLERANCE * (1 + np.abs(np.asarray(new_value)))
+                    # momentum may raise the loss for a while: only a point that no longer moves is stuck
+                    stuck = bool(jnp.all(new == z))
+                    z, value = new, new_value
+                    taken = FISTA_STEPS
                 else:
                     new, new_value, state, norm = _lbfgs_steps(problem, z, state)
                     stalled = np.asarray(value - new_value) <= 1e-14 * np.abs(np.asarray(value))
