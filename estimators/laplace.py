@@ -36,7 +36,7 @@ class Laplace(MAP):
             None takes all.
     """
 
-    latents: Any = "estimate"
+    latents: str | tuple[str, ...] = "estimate"
     hessian: str = "full"
     sites: tuple[str, ...] | None = None
     has_jacobian = True

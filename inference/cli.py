@@ -395,7 +395,7 @@ def _list(args: argparse.Namespace) -> int:
         print(title)
         size = max(map(len, rows))
         for name, (text, extra) in rows.items():
-            room = width - size - 4 - (len(extra) + 2 if extra else 0)
+            room = max(width - size - 4 - (len(extra) + 2 if extra else 0), 40)
             print(f"  {name:<{size}}  {textwrap.shorten(text, room, placeholder=' …')}  {extra}".rstrip())
         print()
 
@@ -561,7 +561,6 @@ def _patient() -> Iterator[None]:
 
 
 def _fit(args: argparse.Namespace) -> int:
-    from .compare import has_posterior
     from .fit import default_estimator, fit
 
     cls = type(default_estimator()) if args.estimator is None else find_estimator(args.estimator)
@@ -578,7 +577,7 @@ def _fit(args: argparse.Namespace) -> int:
         if not args.quiet:
             print(f"{target.name}: {_describe(estimator)}, {result.num_steps} steps in {result.seconds:.1f} s\n")
         _print_summary(result, target)
-        if not args.quiet and has_posterior(result):
+        if not args.quiet:
             print(f"\n{result.diagnose(seed=args.seed)}")
         print(flush=True)
         if args.out is not None:
@@ -622,6 +621,13 @@ def _print_summary(result: Any, target: Target) -> None:
         else:
             print(frame.to_string(float_format=lambda x: f"{x:.4g}"))
 
+    if not has_posterior(result) and result.problem.deterministic:
+        summary = result.summary()
+        print(f"estimates (standard errors: {summary.attrs['covariance']})")
+        show(summary)
+        criteria = [f"{k} {v:.6g}" for k, v in summary.attrs.items() if k != "covariance" and np.isfinite(v)]
+        print("\n" + "; ".join(criteria).replace("_", " "))
+        return
     theta = {n: result.params[n] for n in check_model(target.model, result.data) if n in result.params}
     rows: dict[str, float] = {}
     networks = []

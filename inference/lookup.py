@@ -13,6 +13,10 @@ from typing import Any
 from .files import BadInput, load_function, nearest_word
 
 
+MOST_ARGUMENTS = 4
+"""Of an estimator that a list shows; its docstring has them all."""
+
+
 def available_estimators() -> dict[str, type]:
     """Every estimator that `estimax.estimators` exports and that works without arguments, by name."""
     from .. import estimators
@@ -62,9 +66,10 @@ def first_line(obj: Any) -> str:
 
 
 def own_arguments(cls: type) -> str:
-    """Constructor arguments of an estimator beyond those that the whole family shares."""
+    """Constructor arguments of an estimator that the command line can spell, beyond those that a family shares."""
     shared = ("num_particles", "gradient", "vectorize_particles")
-    return ", ".join(f"{f.name}={default(f)}" for f in fields(cls).values() if f.name not in shared)
+    spelled = [f for f in fields(cls).values() if isinstance(default(f), (str, int, float)) and f.name not in shared]
+    return ", ".join([f"{f.name}={default(f)}" for f in spelled[:MOST_ARGUMENTS]] + ["…"] * (len(spelled) > MOST_ARGUMENTS))
 
 
 def default(field: dataclasses.Field) -> Any:
