@@ -23,9 +23,9 @@ from ...estimators.base import Estimator
 from ..compare import has_posterior
 from ..evidence import estimate
 from ..files import BadInput, load_function, nearest_word
-from ..fit import DEFAULT_STEPS, fit
+from ..fit import _optimizer, default_estimator, fit
 from ..lookup import available_estimators, fields, make_estimators
-from ..result import FitResult
+from ..result import FitResult, proposal_size
 from .cases import Case, Settings
 from .outcome import Draws, Outcome
 from .peers import PEERS, Peer
@@ -53,7 +53,7 @@ class Column:
     def describe(self) -> str:
         """In words, for the report."""
         if self.kind == DEFAULT:
-            return "estimax.fit(model, data=data)"
+            return f"estimax.fit(model, data=data), which takes {default_estimator()!r}"
         if self.kind == "peer":
             return PEERS[self.name].settings
         return repr(self.make())
@@ -197,29 +197,30 @@ def _ours(estimator: Estimator | None, case: Case, seed: int, settings: Settings
     )  # fmt: skip
     if not case.truth().known or not has_posterior(result):
         return outcome
-    log_w = np.asarray(result.log_weights(EVIDENCE_DRAWS, seed=seed))
+    # Draw i depends on the seed and on i alone: one size, compiled once, has the draws of all smaller ones in front.
+    size = proposal_size(settings.num_samples)
+    log_w = np.asarray(result.log_weights(size, seed=seed))[:EVIDENCE_DRAWS]
     e = estimate(log_w)
     measures: dict[str, Any] = {
         "log_evidence": e.value, "stderr": e.stderr, "elbo": e.elbo, "khat": e.khat, "verdict": e.verdict, "ess": e.ess,
     }  # fmt: skip
 
     def path() -> Iterator[tuple[float, Draws]]:
-        found, searched = result.start, 0.0
-        more: dict[str, Any] = {}
-        if found is not None:
-            searched = found.seconds
-            more = {"start": found}
-            yield searched, result.at_start().sample(settings.num_samples, seed=seed, resample="psis")
-        total = options.get("num_steps", DEFAULT_STEPS)
+        """The start alone, and the same run on its way: same seed, same schedule, so the same steps."""
+        found, total = result.start, result.num_steps
+        if found is None or not result.steps_per_second:
+            return
+        yield found.seconds, result.at_start().sample(settings.num_samples, seed=seed, resample="psis")
+        optimizer = _optimizer(options.get("optimizer"), options.get("learning_rate"), result.guide, total)
         for num_steps in (total // 30, total // 5):
             if num_steps:
-                early = fitted(**more, num_steps=num_steps)
-                draws = early.sample(settings.num_samples, seed=seed, resample="psis")
-                yield searched + early.seconds, draws
+                early = fitted(start=found, optimizer=optimizer, learning_rate=None, num_steps=num_steps)
+                seconds = result.seconds - (total - num_steps) / result.steps_per_second
+                yield seconds, early.sample(settings.num_samples, seed=seed, resample="psis")
 
     return replace(
         outcome,
-        own_draws=result.sample(settings.num_samples, seed=seed),
+        own_draws={k: v[: settings.num_samples] for k, v in result.sample(size, seed=seed).items()},
         draws=result.sample(settings.num_samples, seed=seed, resample="psis"),
         log_weights=log_w,
         measures={**measures, **outcome.measures},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import resource
 import tempfile
@@ -24,6 +25,8 @@ from .cases import Case, Settings, Suite
 from .columns import Column
 from .measures import Yardstick, seconds_to_near
 from .outcome import Outcome
+
+_log = logging.getLogger(__name__)
 
 KEPT_DRAWS = 1000
 """Draws of a run that go to its netCDF file."""
@@ -76,6 +79,7 @@ def execute(job: Job, own_process: bool = True) -> Finished:
                            "reason": "", "cold": cold}  # fmt: skip
     began = time.perf_counter()
     _reset_peak()
+    held = _status_mb("VmRSS")
     with jax.enable_x64(job.settings.x64), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what matters of them is in the row
         try:
@@ -88,7 +92,7 @@ def execute(job: Job, own_process: bool = True) -> Finished:
                 {
                     "status": outcome.status, "reason": outcome.message, "estimator": outcome.estimator,
                     "seconds": outcome.seconds, "gradient_evaluations": outcome.gradient_evaluations,
-                    "peak_memory_mb": peak_memory_mb(), **outcome.measures,
+                    "peak_memory_mb": _status_mb("VmHWM") - held, **outcome.measures,
                 }
             )  # fmt: skip
             row |= _plain(_measure(outcome, truth, job.curve))
@@ -114,8 +118,13 @@ def _measure(outcome: Outcome, truth: Yardstick, curve: bool) -> dict[str, Any]:
         row |= {"own_mean_error": own["mean_error"], "own_sd_error": own["sd_error"]}
     row["sliced_wasserstein"] = truth.wasserstein(outcome.draws)
     if curve:
-        points = [(s, truth.errors(draws)["mean_error"]) for s, draws in outcome.path()] if outcome.path else []
-        points = [*points, (outcome.seconds, row["mean_error"])]
+        points = []
+        if outcome.path is not None:
+            try:
+                points = [(s, truth.errors(draws)["mean_error"]) for s, draws in outcome.path()]
+            except Exception:  # the answer stands, whatever keeps an earlier one from being had
+                _log.debug("no path", exc_info=True)
+        points.append((outcome.seconds, row["mean_error"]))
         row["curve"] = [[s, e if math.isfinite(e) else None] for s, e in points]
         row["seconds_to_near"] = seconds_to_near(points)
     return row
@@ -191,10 +200,9 @@ def _reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_memory_mb() -> float:
-    """Largest resident size of this process since `_reset_peak`, in MB."""
+def _status_mb(field: str) -> float:
+    """A size of this process in MB: VmRSS is the resident one, VmHWM its peak since `_reset_peak`."""
     try:
-        status = Path("/proc/self/status").read_text()
-        return float(status.split("VmHWM:")[1].split()[0]) / 1024
-    except (OSError, IndexError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return float(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) / 1024
+    except (OSError, IndexError):  # not Linux
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 if field == "VmHWM" else 0.0

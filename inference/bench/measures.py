@@ -30,7 +30,7 @@ COLUMNS: Mapping[str, str] = {
     "seconds": "wall time of a run, compilation included in the first of a process",
     "seconds_to_near": f"seconds until the worst error of a mean was {NEAR} sd or less, compilation included",
     "gradient_evaluations": "gradients of the log joint density, without the search for a start",
-    "peak_memory_mb": "largest resident memory of the process during the run, MB",
+    "peak_memory_mb": "memory that the run took at most, beyond what its process held before, MB",
 }
 """Measures of a run, in the order of the table."""
 
@@ -192,7 +192,7 @@ def best_of(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
         near = part[(part["mean_error"] <= NEAR) & (part["sd_error"] <= NEAR)]
         pool = (near if len(near) else part)["mean_error"].dropna()
         if len(pool):
-            name = pool.idxmin()
+            name = str(pool.idxmin())
             rows[case] = {
                 "column": name,
                 **{m: float(part[m][name]) for m in ("mean_error", "sd_error")},

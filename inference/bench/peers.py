@@ -69,16 +69,16 @@ def svi(guide_name: str, case: Case, seed: int, settings: Settings) -> Outcome:
         return _with_deterministic(case, data, draws)
 
     def path() -> Iterator[tuple[float, Draws]]:
-        for part in (0.01, 0.1):
-            seconds, guide, run = fit(max(1, int(part * num_steps)))
-            yield seconds, draw(guide, run)
+        early = fit(max(1, num_steps // 10))
+        yield early[0], draw(*early[1:])
 
     seconds, guide, run = fit(num_steps)
     losses = np.asarray(run.losses)
     status = "finished" if np.isfinite(losses[-1]) else "non-finite"
     return Outcome(
         seconds, draw(guide, run), gradient_evaluations=num_steps, status=status,
-        message="" if status == "finished" else "the loss is not finite", arrays={"losses": losses}, path=path,
+        message="" if status == "finished" else "the loss is not finite", arrays={"losses": losses},
+        path=None if guide_name == "AutoLaplaceApproximation" else path,  # it is none before the mode is found
     )  # fmt: skip
 
 
@@ -129,15 +129,28 @@ def pathfinder(case: Case, seed: int, settings: Settings) -> Outcome:
     key_start, key_path, key_draw = random.split(random.key(seed), 3)
     began = time.perf_counter()
     start, potential, postprocess, _ = initialize_model(key_start, case.model, model_kwargs=data)
+    approximate = _approximate(case.model, case.data, potential)
+    state = jax.block_until_ready(approximate(key_path, start.z))
+    seconds = time.perf_counter() - began
+    draws = jax.vmap(postprocess)(blackjax.vi.pathfinder.sample(key_draw, state, settings.num_samples)[0])
+    return Outcome(seconds, draws)
+
+
+_compiled: dict[tuple[Any, Any], Callable] = {}
+
+
+def _approximate(model: Any, data: Any, potential: Callable) -> Callable:
+    """Pathfinder compiled, from the seed before where model and data are the same: their potential is too."""
+    import blackjax
 
     @jax.jit
     def approximate(key: Any, position: Any) -> Any:
         return blackjax.vi.pathfinder.approximate(key, lambda z: -potential(z), position)[0]
 
-    state = jax.block_until_ready(approximate(key_path, start.z))
-    seconds = time.perf_counter() - began
-    draws = jax.vmap(postprocess)(blackjax.vi.pathfinder.sample(key_draw, state, settings.num_samples)[0])
-    return Outcome(seconds, draws)
+    if (model, data) not in _compiled:
+        _compiled.clear()
+        _compiled[model, data] = approximate
+    return _compiled[model, data]
 
 
 def _with_deterministic(case: Case, data: dict[str, Any], draws: dict[str, Any]) -> Draws:

@@ -118,8 +118,8 @@ def make_sections(bench: Benchmark, suite: Suite | None, pictures: bool = True) 
         if panels:
             yield Section(
                 "Error against time",
-                ["First seed. Each point is an answer of its own: for estimax the start alone, a thirtieth, a fifth "
-                 "and all of the steps; for SVI a hundredth, a tenth and all; for NUTS parts of its draws."],
+                ["First seed. For estimax the start alone, and the run after a thirtieth, a fifth and all of its "
+                 "steps; for SVI a run of a tenth of the steps and one of all; for NUTS parts of its draws."],
                 pictures={"worst error of a mean against seconds": figures.curves(panels, order)},
             )  # fmt: skip
     yield _cost(runs, table, order)

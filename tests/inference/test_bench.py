@@ -20,8 +20,8 @@ from scipy import stats
 
 import estimax
 from estimax import estimators
-from estimax.inference.bench import columns, measures, peers, runner, suites
 from estimax.inference.bench import cluster as cluster_module
+from estimax.inference.bench import columns, measures, peers, runner, suites
 from estimax.inference.bench import folder as folder_module
 from estimax.inference.bench.cases import Case, Suite, Truth
 from estimax.inference.cli import main
@@ -86,7 +86,8 @@ def test_every_run_is_a_row_with_its_measures(bench):
     assert (ours["log_evidence_error"] < 0.01).all()
     assert set(ours["verdict"]) <= set(measures.TRUSTED)
     assert (ours["gradient_evaluations"] == 200 * 16).all()
-    assert (frame["peak_memory_mb"] > 100).all()
+    assert (frame["peak_memory_mb"] >= 0).all()
+    assert frame["peak_memory_mb"].max() > 1
     assert frame["cold"].tolist() == [True, False, True, False]
 
 
@@ -95,9 +96,19 @@ def test_the_curve_ends_in_the_answer(bench):
     for _, row in first.iterrows():
         seconds, error = row["curve"][-1]
         assert (seconds, error) == (row["seconds"], row["mean_error"])
-        assert len(row["curve"]) > 2
+        assert len(row["curve"]) > 1
+        assert (np.diff([s for s, _ in row["curve"]]) > 0).all()
     assert first.iloc[0]["seconds_to_near"] == pytest.approx(first.iloc[0]["curve"][0][0])  # the start is exact
     assert bench.frame[bench.frame["seed"] == 1]["curve"].isna().all()
+
+
+def test_the_verdict_is_the_one_that_a_user_is_shown(bench):
+    result = estimax.fit(model, estimators.ELBO(), data(), seed=1, num_steps=200, progress_bar=False)
+    diagnosis, row = result.diagnose(seed=1), bench.frame.iloc[1]
+    assert row["verdict"] == diagnosis.verdict
+    assert row["log_evidence"] == pytest.approx(diagnosis.evidence.value, abs=1e-5)
+    drawn = np.asarray(result.sample(2000, seed=1)["mu"])
+    assert row["own_mean_error"] == pytest.approx(abs(drawn.mean() - MEAN) / SD, abs=1e-4)
 
 
 def test_netcdf_of_a_run_opens_in_arviz(bench):
