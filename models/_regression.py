@@ -8,6 +8,8 @@ the same model can be sampled, approximated and maximised on data of any unit.
 
 from __future__ import annotations
 
+from typing import overload
+
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
@@ -32,7 +34,7 @@ def spread(values: Array) -> Array:
 
 def intercept_scale(x: Array, unit: ArrayLike = 1.0) -> Array:
     """Prior standard deviation of the intercept at x = 0. `x`: (n, d)."""
-    return PRIOR_SCALE * unit * jnp.sqrt(1.0 + jnp.sum((jnp.mean(x, axis=0) / spread(x)) ** 2))
+    return PRIOR_SCALE * jnp.asarray(unit) * jnp.sqrt(1.0 + jnp.sum((jnp.mean(x, axis=0) / spread(x)) ** 2))
 
 
 def slopes(x: Array, name: str = "b", unit: ArrayLike = 1.0, num_outputs: int | None = None) -> Array:
@@ -54,6 +56,10 @@ def intercept(
     return numpyro.sample(name, dist.Normal(loc, scale).expand([num_outputs]).to_event(1))
 
 
+@overload
+def take(value: None, event_dim: int = 0) -> None: ...
+@overload
+def take(value: ArrayLike, event_dim: int = 0) -> Array: ...
 def take(value: ArrayLike | None, event_dim: int = 0) -> Array | None:
     """The part of an optional argument that the enclosing plate asks for."""
     return None if value is None else numpyro.subsample(jnp.asarray(value), event_dim=event_dim)

@@ -61,7 +61,9 @@ class HiddenMarkov(dist.Distribution):
     The event shape is (T, *emission.event_shape).
     """
 
-    arg_constraints: ClassVar = {}  # logits may be minus infinity, which no constraint of NumPyro's allows
+    arg_constraints: ClassVar[
+        dict[str, Any]
+    ] = {}  # logits may be minus infinity, which no constraint of NumPyro's allows
     pytree_data_fields = ("initial_logits", "transition_logits", "emission")
     pytree_aux_fields = ("num_steps", "method")
 

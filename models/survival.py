@@ -102,7 +102,7 @@ class Weibull(SurvivalTime):
     """
 
     arg_constraints: ClassVar = dict.fromkeys(("scale", "concentration", "vertical"), constraints.positive)
-    pytree_data_fields = ("scale", "concentration", "vertical")
+    pytree_data_fields: tuple[str, ...] = ("scale", "concentration", "vertical")
 
     def __init__(
         self,
