@@ -21,6 +21,7 @@ from estimax.inference.bench.report import to_csv
 from estimax.inference.bench.runner import Benchmark
 
 RESULTS = Path(__file__).parent / "results"
+FIRST = ["default", "VIS"]
 ONCE = "numpyro:NUTS"
 
 
@@ -32,16 +33,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("estimax-results") / "bench-posteriordb")
     arguments = parser.parse_args()
     command = shlex.join(["python", f"benchmarks/{Path(__file__).name}", "--seeds", str(arguments.seeds)])
-    columns = [name for name in suites.load("posteriordb", arguments.root).columns if name != ONCE]
-    for estimators, seeds in ((columns, arguments.seeds), ([ONCE], 1)):
+    interrupted = False
+    for columns, seeds in _parts(arguments.root, arguments.seeds):
         bench = estimax.benchmark(
-            "posteriordb", estimators, seeds=seeds, jobs=arguments.jobs, out=arguments.out, resume=True,
+            "posteriordb", columns, seeds=seeds, jobs=arguments.jobs, out=arguments.out, resume=True,
             root=arguments.root, command=command,
         )  # fmt: skip
-        if bench.interrupted:
-            sys.exit(130)
+        interrupted = bench.interrupted
+        if interrupted:
+            break
     print(bench)
     keep(bench)
+    sys.exit(130 if interrupted else 0)
+
+
+def _parts(root: str | None, seeds: int) -> list[tuple[list[str], int]]:
+    """Columns with their numbers of seeds, the most telling first; NUTS is the dearest, and is exact: once will do."""
+    columns = suites.load("posteriordb", root).columns
+    peers = [name for name in columns if ":" in name and name != ONCE]
+    others = [name for name in columns if ":" not in name and name not in FIRST]
+    return [(FIRST, seeds), (peers, seeds), ([ONCE], 1), (others, seeds)]
 
 
 def keep(bench: Benchmark) -> None:

@@ -51,7 +51,7 @@ class Folder:
                 **header,
                 "columns": {**before["columns"], **header["columns"]},
                 "commands": list(dict.fromkeys([*before["commands"], *header["commands"]])),
-                "notes": list(dict.fromkeys([*before["notes"], *header["notes"]])),
+                "notes": list(dict.fromkeys([*before["notes"], *header["notes"], *_other_versions(before, header)])),
             }
         elif not file.exists() and self.path.is_dir() and any(self.path.iterdir()):
             raise BadInput(f"{str(self.path)!r} has files that are no bench: give --out an empty or a new folder")
@@ -174,9 +174,16 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],  # of a busy machine, times are not those of an idle one
         "device": str(jax.devices()[0].platform),
         "packages": packages,
     }
+
+
+def _other_versions(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """A line for every package whose version changed between the runs of one folder."""
+    old, new = ({"estimax": h["environment"]["estimax"], **h["environment"]["packages"]} for h in (before, now))
+    return [f"runs of {name} {old.get(name)} and {new[name]} together" for name in new if old.get(name) != new[name]]
 
 
 def _file_name(name: str) -> str:

@@ -122,7 +122,7 @@ def make_sections(bench: Benchmark, suite: Suite | None, pictures: bool = True) 
                  "steps; for SVI a run of a tenth of the steps and one of all; for NUTS parts of its draws."],
                 pictures={"worst error of a mean against seconds": figures.curves(panels, order)},
             )  # fmt: skip
-    yield _cost(runs, table, order)
+    yield _cost(runs, order, header["settings"]["curves"])
     own = [m for m in header["measures"] if m in runs]
     if own:
         yield _own(runs, own, header, suite if pictures else None)
@@ -187,7 +187,7 @@ def _details(table: pd.DataFrame, order: list[str], runs: pd.DataFrame) -> Secti
     )
 
 
-def _cost(runs: pd.DataFrame, table: pd.DataFrame, order: list[str]) -> Section:
+def _cost(runs: pd.DataFrame, order: list[str], curves: bool) -> Section:
     rows: dict[str, dict[str, str]] = {}
     for column in order:
         part = runs[(runs["column"] == column) & (runs["status"] != "failed")]
@@ -200,9 +200,8 @@ def _cost(runs: pd.DataFrame, table: pd.DataFrame, order: list[str]) -> Section:
             "gradient evaluations": _median(part.get("gradient_evaluations"), 0),
             "peak memory, MB": _median(part.get("peak_memory_mb"), 0),
         }
-        if "seconds_to_near" in runs:
-            with_curve = part[part["curve"].map(lambda c: isinstance(c, list))] if "curve" in part else part.iloc[:0]
-            reached = with_curve["seconds_to_near"].astype(float)
+        if curves and "seconds_to_near" in runs:
+            reached = part.loc[part["seed"] == 0, "seconds_to_near"].astype(float)
             rows[column]["seconds to 0.1 sd"] = (
                 f"{_median(reached, 1)} ({int(reached.notna().sum())} of {len(reached)})" if len(reached) else "–"
             )
@@ -242,8 +241,8 @@ def _how(bench: Benchmark) -> Section:
     packages = ", ".join(f"{k} {v}" for k, v in env["packages"].items())
     return Section(
         "How it was made",
-        [f"estimax {env['estimax']}, Python {env['python']} on {env['machine']}, {env['cores']} cores, device "
-         f"{env['device']}; {packages}.", settings],
+        [f"estimax {env['estimax']}, Python {env['python']} on {env['machine']}, {env['cores']} cores (load "
+         f"{env['load']:.1f} at the start), device {env['device']}; {packages}.", settings],
         [columns],
         code="\n".join(bench.header["commands"]),
     )  # fmt: skip
