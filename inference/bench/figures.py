@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from ..plots import COLORS, GRID
 from .measures import NEAR, critical_difference
@@ -27,7 +28,7 @@ def heat_map(wide: pd.DataFrame) -> Figure:
     """
     values = wide.to_numpy(float)
     rows, columns = values.shape
-    figure = Figure(figsize=(2.9 + 0.85 * columns, 1.7 + 0.36 * rows), layout="constrained")
+    figure = Figure(figsize=(2.9 + 0.85 * columns, 1.7 + 0.36 * max(rows, 5)), layout="constrained")
     axes = figure.subplots()
     shown = np.ma.masked_invalid(np.where(np.isinf(values), HIGH, values))
     image = axes.imshow(np.clip(shown, LOW, HIGH), cmap="RdBu_r", norm=LogNorm(LOW, HIGH), aspect="auto")
@@ -108,6 +109,9 @@ def curves(panels: Mapping[str, Mapping[str, Sequence[Any]]], order: Sequence[st
         axes.axhline(NEAR, color="0.4", linestyle="--", linewidth=0.9)
         axes.set_xscale("log")
         axes.set_yscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # a panel may span less than a decade
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_title(case, fontsize=9)
         axes.tick_params(labelsize=8)
         axes.grid(**GRID)

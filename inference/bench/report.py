@@ -321,7 +321,8 @@ p { margin: .4em 0; max-width: 75ch; }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; margin: .8em 0; }
 th, td { padding: .25em .7em; border-bottom: 1px solid #eee; text-align: right; vertical-align: top; }
 th:first-child, td:first-child, td.words, th.words { text-align: left; }
-thead th { border-bottom: 1px solid #999; }
+thead th { border-bottom: 1px solid #999; font-size: 12px; }
+td.near, td.far { white-space: nowrap; }
 td.near { background: #dbe9f6; } td.far { background: #fbdcd2; }
 img { max-width: 100%; height: auto; margin: .6em 0; }
 pre { background: #f5f5f5; padding: .7em; overflow-x: auto; }
@@ -351,7 +352,7 @@ def _html_table(table: pd.DataFrame) -> str:
     names = [str(c) for c in table.columns]
     head = names if numbered else [str(table.index.name or ""), *names]
     kind = ' class="words"' if table.attrs.get("words") else ""
-    rows = ["".join(f"<th{kind}>{html.escape(name)}</th>" for name in head)]
+    rows = ["".join(f"<th{kind}>{html.escape(name).replace(':', ':<br>')}</th>" for name in head)]
     near, words = table.attrs.get("near"), table.attrs.get("words", False)
     body = []
     for i, (index, *values) in enumerate(table.itertuples()):
