@@ -24,7 +24,7 @@ def main() -> None:
         seeds=1 if quick else 2,
         quick=quick,
         jobs=0 if quick else 2,
-        out="estimax-results/bench-own-estimator",
+        out="estimax-results/bench-own-estimator" + ("-quick" if quick else ""),
         resume=True,
     )
     print(bench)

@@ -375,7 +375,7 @@ class Page(html.parser.HTMLParser):
         self.open, self.sources, self.headings = [], [], []
 
     def handle_starttag(self, tag, attrs):
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "img", "br"):
             self.open.append(tag)
         self.sources += [value for name, value in attrs if name in ("src", "href")]
 
