@@ -19,7 +19,7 @@ def main() -> None:
 
     bench = estimax.benchmark(
         "conjugate",
-        {"default": "default", "VIS of 4": estimators.VIS(num_particles=4), "Pathfinder": "blackjax:Pathfinder"},
+        {"default": "default", "VIS of 4": estimators.VIS(num_particles=4), "a peer": "blackjax:Pathfinder"},
         models=["gamma_poisson"] if quick else ["gamma_poisson", "normal_gamma", "eight_schools"],
         seeds=1 if quick else 2,
         quick=quick,

@@ -91,7 +91,7 @@ def benchmark(
     Args:
         suite: "posteriordb", "conjugate", "sampling", "vis-paper", "tight-bounds", or a `Suite` of your own.
         estimators: names (``"default"``, ``"VIS"``, ``"VIS(num_particles=64)"``, ``"my.py:Mine"``, ``"numpyro:NUTS"``),
-            instances of estimators, or a dict of name -> either; None takes the suite's own.
+            instances of estimators, or a dict of name -> either (peers keep their names); None takes the suite's own.
         models: names of cases; None takes all.
         seeds: runs of every estimator on every model, with seeds 0, 1, ...; None is 5, and 2 with `quick`.
         jobs: worker processes; 0 does all in this process, one after the other.
