@@ -7,6 +7,7 @@ from .inference.diagnose import Diagnosis
 from .inference.evidence import Evidence
 from .inference.fit import fit
 from .inference.likelihood import lr_test
+from .inference.path import PenaltyPath, penalty_path
 from .inference.result import FitResult
 from .inference.start import Start, find_start
 from .inference.storage import load
@@ -17,6 +18,7 @@ __all__ = [
     "Diagnosis",
     "Evidence",
     "FitResult",
+    "PenaltyPath",
     "Start",
     "__version__",
     "benchmark",
@@ -27,4 +29,5 @@ __all__ = [
     "load",
     "lr_test",
     "models",
+    "penalty_path",
 ]

@@ -170,7 +170,7 @@ class Penalties(eqx.Module):
 
 def soft_threshold(x: Array, threshold: Array) -> Array:
     """argmin_u ½(u − x)² + threshold·|u|, element by element."""
-    return jnp.sign(x) * jnp.maximum(jnp.abs(x) - threshold, 0.0) + 0.0  # no negative zero
+    return jnp.where(jnp.abs(x) > threshold, x - jnp.sign(x) * threshold, 0.0)
 
 
 def group_threshold(x: Array, thresholds: Array, ids: np.ndarray) -> Array:

@@ -82,7 +82,7 @@ def coordinate_descent(quadratic: Array, gradient: Array, z: Array, l1: Array, b
     def coordinate(j: Array, carry: tuple) -> tuple:
         x, slope, largest = carry
         u = x[j] - slope[j]
-        new = jnp.sign(u) * jnp.maximum(jnp.abs(u) - threshold[j], 0.0) + 0.0
+        new = jnp.where(jnp.abs(u) > threshold[j], u - jnp.sign(u) * threshold[j], 0.0)
         new = jnp.where(bounded[j], jnp.maximum(new, 0.0), new)
         delta = new - x[j]
         return x.at[j].set(new), slope + b[j] * delta, jnp.maximum(largest, jnp.abs(delta))

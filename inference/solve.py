@@ -149,17 +149,20 @@ def _em_steps(problem: Problem, z: Array, value: Array, accelerated: bool) -> tu
     f = objective(problem)[1]
 
     def one(z: Array, value: Array) -> tuple[Array, Array, Array]:
-        new = em_map(problem, z)
-        if accelerated:
-            second = em_map(problem, new)
-            r, v = new - z, second - 2 * new + z
+        def step(points: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], Array]:
+            """One EM step, the third of which starts from the extrapolation of the two before it."""
+            before, last = points
+            new = em_map(problem, last)
+            r, v = last - before, new - 2 * last + before
             length = jnp.linalg.norm(r) / jnp.maximum(jnp.linalg.norm(v), 1e-300)
-            far = em_map(problem, z + 2 * length * r + length**2 * v)
-            candidates = jnp.stack([second, far])
-            values = jax.vmap(f)(candidates)
-            values = jnp.where(jnp.isfinite(values), values, jnp.inf)
-            new = candidates[jnp.argmin(values)]
-        new_value = f(new)
+            far = before + 2 * length * r + length**2 * v
+            return (last, jnp.where(i == 1, far, new)), new
+
+        # a scan, so that the step is compiled once
+        candidates = jax.lax.scan(step, (z, z), jnp.arange(3 if accelerated else 1))[1][-2:]
+        values = jax.lax.map(f, candidates)
+        values = jnp.where(jnp.isfinite(values), values, jnp.inf)
+        new, new_value = candidates[jnp.argmin(values)], jnp.min(values)
         better = new_value < value  # rounding may raise it at the optimum
         new = jnp.where(better, new, z)
         return new, jnp.where(better, new_value, value), _decrement(f, new)
