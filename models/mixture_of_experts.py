@@ -22,7 +22,7 @@ from . import _statsmodels
 from ._regression import design, intercept, slopes, spread, take
 from .registry import Model
 
-__all__ = ["MODEL", "data", "model", "model_with_labels"]
+__all__ = ["MODEL", "data", "model", "model_with_labels", "start"]
 
 
 def _parameters(x: Array, y: ArrayLike | None, num_experts: int) -> tuple[Array, Array, Array]:
@@ -62,6 +62,28 @@ def model_with_labels(
         z = numpyro.sample("z", dist.Categorical(logits=gate), infer={"enumerate": "parallel"})
         # z is (n,), or (K, 1) where it is enumerated: either way the row index broadcasts with it.
         numpyro.sample("y", dist.Normal(means[jnp.arange(means.shape[0]), z], sigma[z]), obs=take(y))
+
+
+def start(x: ArrayLike, num_experts: int, y: ArrayLike, **_: Any) -> dict[str, np.ndarray]:
+    """Where a search for the maximum may start, a value a site: least squares, rows split by the size of its residuals.
+
+    Expert k then takes the k-th part of the rows by |residual|, and the gate is even. The likelihood has several local
+    maxima, and a start at random on raw scale finds poor ones.
+    """
+    x, y = np.asarray(design(x), np.float64), np.asarray(y, np.float64)
+    d, columns = x.shape[1], np.column_stack([np.ones(len(x)), x])
+    order = np.argsort(np.abs(y - columns @ np.linalg.lstsq(columns, y, rcond=None)[0]))
+    groups = np.array_split(order, num_experts)
+    fits = np.array([np.linalg.lstsq(columns[rows], y[rows], rcond=None)[0] for rows in groups])
+    residuals = [y[rows] - columns[rows] @ fit for rows, fit in zip(groups, fits, strict=True)]
+    values = {
+        "gate_intercept": np.zeros(num_experts - 1),
+        "gate_b": np.zeros((num_experts - 1, d)),
+        "intercept": fits[:, 0],
+        "b": fits[:, 1:],
+        "sigma": np.array([max(r.std(), 1e-3 * y.std()) for r in residuals]),
+    }
+    return {name: value for name, value in values.items() if value.size}
 
 
 def data() -> dict[str, Any]:

@@ -4,7 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 from numpyro import handlers
+from numpyro.distributions.transforms import biject_to
+from scipy import optimize
 
 
 @pytest.fixture
@@ -36,6 +39,29 @@ def draw():
             return {name: site["value"] for name, site in trace.items() if site["type"] == "sample"}
 
         return values()
+
+    return run
+
+
+@pytest.fixture
+def climb(pointwise):
+    """(model, data, start) -> the log-likelihood that scipy's L-BFGS climbs to in unconstrained space, and where."""
+
+    def run(model, data, start):
+        start = {name: jnp.asarray(value) for name, value in start.items()}
+        trace = handlers.trace(handlers.seed(handlers.substitute(model, data=start), 0)).get_trace(**data)
+        transforms = {name: biject_to(trace[name]["fn"].support) for name in start}
+        flat, unravel = ravel_pytree({name: transforms[name].inv(value) for name, value in start.items()})
+
+        def constrain(z):
+            return {name: transforms[name](value) for name, value in unravel(z).items()}
+
+        def loss(z):
+            return -pointwise(model, data, constrain(z)).sum()
+
+        options = {"maxiter": 5000, "maxfun": 10_000, "ftol": 1e-14, "gtol": 1e-7}
+        found = optimize.minimize(jax.jit(jax.value_and_grad(loss)), flat, jac=True, method="L-BFGS-B", options=options)
+        return -found.fun, {name: np.asarray(value) for name, value in constrain(found.x).items()}
 
     return run
 

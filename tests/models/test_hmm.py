@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpyro import handlers
-from scipy import optimize, special, stats
+from scipy import special, stats
 
 from estimax.models import hmm
 
@@ -262,22 +262,36 @@ def test_hmmlearns_em_stops_at_a_maximum_of_ours(pointwise):
 
 
 @pytest.mark.parametrize(
-    ("num_states", "value", "rates"), [(2, 342.3183, [15.472, 26.125]), (3, 329.4603, [13.146, 19.721, 29.714])]
+    ("num_states", "value", "rates"), [(2, -342.3183, [15.472, 26.125]), (3, -329.4603, [13.146, 19.721, 29.714])]
 )
-def test_maximum_likelihood_of_the_book(num_states, value, rates):
-    """Earthquakes with a stationary start: our likelihood's maximum is the book's, in value and place."""
-    y = hmm.poisson_data()["y"][0]
+def test_maximum_likelihood_of_the_book(num_states, value, rates, climb):
+    """Earthquakes with a stationary start: from `poisson_start` to the book's maximum, in value and place."""
+    data = {**hmm.poisson_data(), "num_states": num_states}
+    found, params = climb(hmm.poisson_hmm, data, hmm.poisson_start(**data))
+    assert found == pytest.approx(value, abs=1e-4)
+    np.testing.assert_allclose(params["rate"], rates, atol=2e-3)
+    if num_states == 3:  # the book's transition matrix
+        expected = [[0.955, 0.024, 0.021], [0.050, 0.899, 0.051], [0.000, 0.197, 0.803]]
+        np.testing.assert_allclose(params["transition"], expected, atol=1e-3)
 
-    def loss(theta):
-        rate = jnp.exp(theta[:num_states])
-        transition = jax.nn.softmax(theta[num_states:].reshape(num_states, num_states))
-        initial = jnp.log(jnp.maximum(hmm.stationary(transition), 1e-12))
-        return -hmm.HiddenMarkov(initial, jnp.log(transition), dist.Poisson(rate), num_steps=107).log_prob(y)
 
-    start = np.concatenate([np.log(np.linspace(12.0, 28.0, num_states)), 3.0 * np.eye(num_states).ravel()])
-    found = optimize.minimize(jax.jit(jax.value_and_grad(loss)), start, jac=True, method="L-BFGS-B", tol=1e-12)
-    assert found.fun == pytest.approx(value, abs=2e-4)
-    np.testing.assert_allclose(np.sort(np.exp(found.x[:num_states])), rates, atol=2e-3)
+def test_direct_gradient_and_hmmlearns_em_agree_on_the_nile(climb):
+    """A free initial distribution, as in hmmlearn; both without priors."""
+    pytest.importorskip("statsmodels")
+    peers = pytest.importorskip("hmmlearn.hmm")
+    data = {**hmm.gaussian_data(), "stationary_start": False}
+    start = hmm.gaussian_start(**data)
+    found, params = climb(hmm.gaussian_hmm, data, start)
+    peer = peers.GaussianHMM(
+        2, init_params="", n_iter=2000, tol=1e-10, min_covar=0.0, covars_prior=0.0, covars_weight=0.0
+    )
+    peer.n_features = 1
+    peer.startprob_, peer.transmat_ = start["initial"], start["transition"]
+    peer.means_, peer.covars_ = start["mu"][:, None], start["sigma"][:, None] ** 2
+    y = data["y"][0][:, None]
+    peer.fit(y)
+    np.testing.assert_allclose(found, peer.score(y), rtol=1e-6)
+    np.testing.assert_allclose(params["mu"], np.sort(peer.means_[:, 0]), rtol=1e-4)
 
 
 def test_data_of_the_book():

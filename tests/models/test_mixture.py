@@ -54,6 +54,19 @@ def test_ems_fixed_point_is_a_maximum_of_ours(peer, pointwise):
     assert np.abs(gradient[2] * 0.1).max() < 1e-4
 
 
+def test_start_leads_to_the_published_maximum(climb):
+    data = mixture.data()
+    found, params = climb(mixture.model, data, mixture.start(**data))
+    assert found == pytest.approx(-180.1855, abs=1e-4)  # mclust, and scikit-learn above
+    np.testing.assert_allclose(np.sort(params["weights"]), [0.2995, 1 / 3, 0.3672], atol=1e-3)
+
+
+@pytest.mark.parametrize(("columns", "num_components"), [(1, 2), (4, 1), (1, 1), (3, 5)])
+def test_start_has_the_sites_of_the_model(columns, num_components, pointwise):
+    data = {"x": mixture.data()["x"][:, :columns], "num_components": num_components}
+    assert np.isfinite(pointwise(mixture.model, data, mixture.start(**data))).all()
+
+
 def brute_force(params, x):
     """log sum_k weights_k N(x; mu_k, Sigma_k) by scipy."""
     terms = [

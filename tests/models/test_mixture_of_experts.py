@@ -82,6 +82,19 @@ def test_slopes_are_finite_far_from_the_data():
     assert np.isfinite([value, slope]).all()
 
 
+def test_two_experts_beat_one_on_the_data(climb):
+    """Engel's food expenditure spreads with income: likelihood ratio far beyond the four parameters it costs."""
+    sm = pytest.importorskip("statsmodels.api")
+    data = moe.data()
+    one = sm.OLS(data["y"], sm.add_constant(data["x"])).fit().llf
+    found, params = climb(moe.model, data, moe.start(**data))
+    assert found > one + 50.0
+    # the gate leaves the wide expert to the rich
+    wide = params["sigma"].argmax()
+    gate = params["gate_intercept"][0] + params["gate_b"][0, 0] * np.array([500.0, 2000.0])
+    assert (gate[1] > gate[0]) == (wide == 0)
+
+
 def test_data_and_bad_input():
     pytest.importorskip("statsmodels")
     data = moe.data()
