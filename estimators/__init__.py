@@ -32,6 +32,7 @@ from .objectives import (
     Objective,
     PowerMean,
 )
+from .smoothed_location import LocationInterval, SmoothedLocation, smoothed_interval
 
 __all__ = [
     "CHIVI",
@@ -57,6 +58,7 @@ __all__ = [
     "Grouped",
     "IWBound",
     "Laplace",
+    "LocationInterval",
     "LogWeight",
     "Mixture",
     "Objective",
@@ -64,5 +66,7 @@ __all__ = [
     "PowerMean",
     "Problem",
     "Renyi",
+    "SmoothedLocation",
     "WhitenedNormal",
+    "smoothed_interval",
 ]

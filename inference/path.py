@@ -173,6 +173,7 @@ def _grid(problem: LikelihoodProblem, strengths: Any, num_strengths: int, max_st
     top = float(_largest(problem, max_steps))
     if not np.isfinite(top) or top <= 0:
         raise ValueError("no strength sets every coefficient to zero (is one of the l1 strengths zero?): give strengths=")
+    top *= 1 + 1e-6  # at the edge itself rounding decides
     return np.geomspace(top, 1e-3 * top, num_strengths)
 
 
