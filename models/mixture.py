@@ -73,21 +73,19 @@ def start(x: ArrayLike, num_components: int, **_: Any) -> dict[str, np.ndarray]:
 
     The likelihood has many local maxima, and a start at random on raw scale finds poor ones.
     """
-    x = np.asarray(design(x), np.float64)
-    k, d = num_components, x.shape[1]
-    _, _, axes = np.linalg.svd((x - x.mean(0)) / np.asarray(spread(x)), full_matrices=False)
-    groups = np.array_split(x[np.argsort(x @ (axes[0] / np.asarray(spread(x))))], k)
+    rows = np.asarray(design(x), np.float64)
+    k, d = num_components, rows.shape[1]
+    sd = np.asarray(spread(jnp.asarray(rows)))
+    axes = np.linalg.svd((rows - rows.mean(0)) / sd, full_matrices=False)[2]
+    groups = np.array_split(rows[np.argsort(rows @ (axes[0] / sd))], k)
     values = {
-        "weights": np.array([len(group) / len(x) for group in groups]),
+        "weights": np.array([len(group) / len(rows) for group in groups]),
         "mu": np.array([group.mean(0) for group in groups]),
-        "scale": np.array([np.maximum(group.std(0), 1e-3 * x.std(0)) for group in groups]),
+        "scale": np.array([np.maximum(group.std(0), 1e-3 * sd) for group in groups]),
         "corr_tril": np.broadcast_to(np.eye(d), (k, d, d)).copy(),
     }
-    return {
-        name: v
-        for name, v in values.items()
-        if not ((name == "weights" and k == 1) or (name == "corr_tril" and d == 1))
-    }
+    absent = [name for name, trivial in (("weights", k == 1), ("corr_tril", d == 1)) if trivial]
+    return {name: value for name, value in values.items() if name not in absent}
 
 
 def data() -> dict[str, Any]:

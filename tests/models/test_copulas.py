@@ -89,7 +89,7 @@ def test_margins_are_uniform(family, theta):
     v, dv = 1.0 / (1.0 + np.exp(-t)), 40.0 * weights * np.exp(-np.logaddexp(0.0, t) - np.logaddexp(0.0, -t))
     u = np.array([0.05, 0.4, 0.9])
     pairs = np.stack(np.broadcast_arrays(u[:, None], v[None, :]), -1)
-    np.testing.assert_allclose(np.exp(family(theta).log_prob(pairs)) @ dv, 1.0, rtol=1e-6)
+    np.testing.assert_allclose(np.exp(jax.jit(family(theta).log_prob)(pairs)) @ dv, 1.0, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("family", "theta"), [*ALL, (copulas.FrankCopula, 60.0), (copulas.FrankCopula, -60.0)])
@@ -103,9 +103,10 @@ def test_draws(family, theta):
     tau = float(copula.tau())
     assert abs(stats.kendalltau(*u.T).statistic - tau) < 4.0 * np.sqrt(2.0 * (1.0 - tau**2) / n)
     nodes, weights = np.polynomial.legendre.leggauss(200)
+    log_prob = jax.jit(copula.log_prob)
     for low, high in ((0.3, 0.6), (0.9, 0.8)):
         grid = np.stack(np.meshgrid(0.5 * low * (nodes + 1.0), 0.5 * high * (nodes + 1.0), indexing="ij"), -1)
-        inside = 0.25 * low * high * weights @ np.exp(copula.log_prob(grid)) @ weights
+        inside = 0.25 * low * high * weights @ np.exp(log_prob(grid)) @ weights
         observed = ((u[:, 0] < low) & (u[:, 1] < high)).mean()
         assert abs(observed - inside) < 4.0 * np.sqrt(inside * (1.0 - inside) / n) + 2e-3
 
@@ -122,10 +123,11 @@ def test_tau_of_frank_equals_quadrature():
     "family", [copulas.GaussianCopula, copulas.ClaytonCopula, copulas.GumbelCopula, copulas.FrankCopula]
 )
 def test_from_tau_inverts(family):
-    tau = jnp.array([1e-6, 0.1, 0.5, 0.95])
-    np.testing.assert_allclose(family.from_tau(tau).tau(), tau, rtol=1e-7)
+    tau = np.array([1e-6, 0.1, 0.5, 0.95])
     if family in (copulas.GaussianCopula, copulas.FrankCopula):
-        np.testing.assert_allclose(family.from_tau(-tau).tau(), -tau, rtol=1e-7)
+        tau = np.concatenate([tau, -tau])
+    there_and_back = jax.jit(lambda tau: family.from_tau(tau).tau())
+    np.testing.assert_allclose(there_and_back(tau), tau, rtol=1e-7)
 
 
 @pytest.mark.parametrize("theta", [0.0, 1e-300, 1e-9, 1e-5])

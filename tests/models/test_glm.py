@@ -168,7 +168,7 @@ def test_proportional_odds_is_a_distribution(predictor, steps):
         assert all(np.isfinite(slope).all() for slope in ODDS_SLOPES(predictor, cutpoints))
 
 
-@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e4])
+@pytest.mark.parametrize("unit", [1e-3, 1e4])
 def test_priors_follow_the_units_of_the_columns(unit):
     """A column in other units has slopes in other units: the prior on the predictor stays."""
     x = glm.gaussian_data()["x"]
@@ -182,14 +182,12 @@ def test_priors_follow_the_units_of_the_columns(unit):
     np.testing.assert_allclose(intercept, prior_sd(x)[1], rtol=1e-10)
 
 
-def test_prior_predictive_and_subsampling():
+def test_prior_predictive_and_subsampling(draw):
     data = glm.poisson_data()
     x = data["x"]
     for model in (glm.gaussian, glm.logistic, glm.poisson, glm.negative_binomial):
-        trace = handlers.trace(handlers.seed(model, 0)).get_trace(x=x)
-        assert trace["y"]["value"].shape == (17,)
-        assert not trace["y"]["is_observed"]
-    drawn = handlers.trace(handlers.seed(glm.ordinal, 0)).get_trace(x=x, num_categories=4)["y"]["value"]
+        assert draw(model, x=x)["y"].shape == (17,)
+    drawn = draw(glm.ordinal, x=x, num_categories=4)["y"]
     assert set(np.unique(drawn)) <= {0, 1, 2, 3}
     trace = handlers.trace(handlers.seed(glm.poisson, 0)).get_trace(**data, batch_size=5)
     assert trace["y"]["fn"].batch_shape == (5,)
