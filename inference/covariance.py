@@ -46,8 +46,6 @@ class Covariance:
     """``(D, D)`` covariance in unconstrained space."""
     hessian: np.ndarray
     """``(D, D)`` Hessian of the loss."""
-    score_product: np.ndarray | None
-    """``(D, D)`` G; None where the model has no independent units."""
     condition_number: float
     """Of the Hessian with its diagonal scaled to one."""
     notes: tuple[str, ...] = ()
@@ -122,11 +120,9 @@ def compute(result: FitResult, kind: Any = None, *, num_replicates: int = NUM_RE
     values, jacobian = (np.asarray(x) for x in _values_and_jacobian(problem, params))
     notes: list[str] = []
     inverse, condition, unidentified = _inverse(hessian, unconstrained_names(params), notes)
-    num_units = getattr(problem, "num_units", 1)
-    scores = np.asarray(_scores(problem, params)) if num_units > 1 and hasattr(problem, "pointwise") else None
-    product = None if scores is None else scores.T @ scores
     replicates = None
     name = kind if isinstance(kind, str) else kind[0]
+    scores = scores_of(problem, params) if name in ("opg", "sandwich", "cluster") else None
     if name in ("opg", "sandwich", "cluster") and scores is None:
         raise ValueError(
             f'covariance="{name}" needs independent units, the elements of a plate around the observed sites; this '
@@ -135,9 +131,9 @@ def compute(result: FitResult, kind: Any = None, *, num_replicates: int = NUM_RE
     if name == "observed":
         matrix = inverse
     elif name == "opg":
-        matrix, _, unidentified = _inverse(product, unconstrained_names(params), notes)
+        matrix, _, unidentified = _inverse(scores.T @ scores, unconstrained_names(params), notes)  # type: ignore[union-attr]
     elif name == "sandwich":
-        matrix = inverse @ product @ inverse
+        matrix = inverse @ (scores.T @ scores) @ inverse  # type: ignore[union-attr]
     elif name == "cluster":
         summed = np.zeros((kind[1].values.astype(int).max() + 1, scores.shape[1]))  # type: ignore[union-attr]
         np.add.at(summed, kind[1].values.astype(int), scores)
@@ -163,11 +159,19 @@ def compute(result: FitResult, kind: Any = None, *, num_replicates: int = NUM_RE
         loose = np.abs(jacobian @ unidentified).max(1) > 1e-6 * np.maximum(np.abs(jacobian).max(1), 1e-300)
         constrained = constrained.copy()
         constrained[loose, loose] = np.inf
-    notes += _one_sided(problem, params, hessian) if not unidentified.size else []
+    if not unidentified.size and not (_is_large(problem) and _quadratic(result.metrics.get("newton_decrement"))):
+        notes += _one_sided(problem, params, hessian)
     return Covariance(
         kind=name, names=site_names(problem, params), estimate=values, matrix=constrained, unconstrained=matrix,
-        hessian=hessian, score_product=product, condition_number=condition, notes=tuple(notes), replicates=replicates,
+        hessian=hessian, condition_number=condition, notes=tuple(notes), replicates=replicates,
     )  # fmt: skip
+
+
+def scores_of(problem: Problem, params: Params) -> np.ndarray | None:
+    """∇ of every term of the loss, ``(n, D)``; None where the model has no independent units."""
+    if getattr(problem, "num_units", 1) < 2 or not hasattr(problem, "pointwise"):
+        return None
+    return np.asarray(_scores(problem, params))
 
 
 def _inverse(matrix: np.ndarray | None, names: list[str], notes: list[str]) -> tuple[np.ndarray, float, np.ndarray]:
@@ -196,7 +200,18 @@ def _inverse(matrix: np.ndarray | None, names: list[str], notes: list[str]) -> t
 @eqx.filter_jit
 def _along(problem: Problem, params: Params, steps: Array) -> Array:
     z, f, _ = objective(replace(problem, params=params))  # type: ignore[type-var]
-    return lax.map(lambda step: f(z + step), steps) - f(z)
+    return lax.map(lambda step: f(z + step), steps, batch_size=16) - f(z)
+
+
+def _is_large(problem: Problem) -> bool:
+    return sum(np.size(x) for x in jax.tree.leaves(problem.data)) > 1_000_000
+
+
+def _quadratic(decrements: np.ndarray | None) -> bool:
+    """Whether Newton's last steps converged fast, as they do at a maximum that is none at infinity."""
+    return decrements is not None and decrements.ndim == 1 and len(decrements) > 1 and (
+        decrements[-1] < 1e-2 * decrements[-2] and decrements[-1] < 1e-3
+    )  # fmt: skip
 
 
 def _one_sided(problem: Any, params: Params, hessian: np.ndarray) -> list[str]:
@@ -208,9 +223,8 @@ def _one_sided(problem: Any, params: Params, hessian: np.ndarray) -> list[str]:
     z = np.asarray(ravel_pytree(params)[0])
     factor = np.asarray(curvature.whitening(jnp.asarray(hessian))[0])
     sds = np.sqrt(np.sum(factor**2, axis=1))
-    # along the principal axes, and along each coordinate with the others following (its profile's tangent)
-    tangents = (factor @ factor.T) / np.maximum(sds, 1e-300)
-    directions = np.concatenate([factor.T, tangents.T])
+    # along each coordinate with the others following: the tangent of its profile
+    directions = ((factor @ factor.T) / np.maximum(sds, 1e-300)).T
     with numpyro.validation_enabled(False):  # far out a value may round to the end of its support
         rises = np.asarray(_along(problem, params, jnp.asarray(np.concatenate([2 * directions, -2 * directions]))))
     flat = np.flatnonzero(~(rises > 0.02))
@@ -251,7 +265,7 @@ def _refits(problem: Any, params: Params, weights: Array | None, keys: Array | N
             changed = replace(problem, params=params, weights=problem.weights * replicate)
         else:
             changed = replace(problem, params=params, observed=problem.simulate(params, replicate))
-        z, _, decrement = curvature.newton(objective(changed)[1], z0, max_steps=50, tolerance=1e-5)
+        z, decrement = curvature.damped_newton(objective(changed)[1], z0, tolerance=1e-3)
         return z, ravel_pytree(problem.constrain(unravel(z)))[0], decrement
 
     replicates = weights if keys is None else keys
@@ -270,6 +284,7 @@ def bootstrap(problem: Any, params: Params, num_replicates: int, seed: int, *, p
         z, values, decrement = _refits(problem, params, None, random.split(random.key(seed), num_replicates))
     else:
         n = problem.num_units
-        counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=num_replicates)
+        drawn = np.random.default_rng(seed).integers(0, n, (num_replicates, n)) + n * np.arange(num_replicates)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=n * num_replicates).reshape(num_replicates, n)
         z, values, decrement = _refits(problem, params, jnp.asarray(counts, float), None)
-    return Refits(np.asarray(z), np.asarray(values), np.asarray(decrement) < 1e-3)
+    return Refits(np.asarray(z), np.asarray(values), np.asarray(decrement) < 1e-2)

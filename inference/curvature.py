@@ -39,12 +39,40 @@ def whitening(hessian: Array, floor: float = 1e-12) -> tuple[Array, Array]:
     return d[:, None] * vectors / jnp.sqrt(magnitude), magnitude.max() / magnitude.min()
 
 
-def newton_step(f: Loss, z: Array, value: Array) -> tuple[Array, Array, Array, Array]:
-    """One Newton step with backtracking. Affine-invariant: raw scales do not slow it down.
+def chords(f: Loss, z: Array, value: Array, factor: Array, max_steps: Array | int, tolerance: float) -> tuple:
+    """Steps with a curvature from elsewhere, W Wᵀ, while each brings the gradient down by three at least.
+
+    A Hessian costs as many gradients as there are parameters: near the minimum an old one serves as well.
 
     Returns:
-        The new point and its value; the Newton decrement √(gᵀ|H|⁻¹g) at the old point, which is its distance from the
-        optimum in standard deviations; and the condition number there.
+        Point, value, and the decrement before the last step (or that of the point, where no step was taken).
+    """
+
+    def step(carry: tuple) -> tuple:
+        z, value, last, _, i = carry
+        whitened = factor.T @ jax.grad(f)(z)
+        decrement = jnp.linalg.norm(whitened)
+        new = z - factor @ whitened
+        new_value = f(new)
+        good = (decrement < last / 3) & (new_value <= value + 1e-12 * (1 + jnp.abs(value)))
+        z, value = jnp.where(good, new, z), jnp.where(good, new_value, value)
+        return z, value, jnp.where(good, decrement, last), ~good | (decrement < tolerance), i + 1
+
+    infinite = jnp.array(jnp.inf, z.dtype)
+    carry = lax.while_loop(
+        lambda c: ~c[3] & (c[4] < max_steps), step, (z, value, infinite, jnp.array(False), 0)
+    )
+    return carry[:3]
+
+
+def newton_step(
+    f: Loss, z: Array, value: Array, *, max_chords: int = 0, tolerance: float = 1e-7
+) -> tuple[Array, Array, Array, Array]:
+    """One Newton step with backtracking, and chords after it. Affine-invariant: raw scales do not slow it down.
+
+    Returns:
+        The new point and its value; the decrement √(gᵀ|H|⁻¹g) before the last step taken, a distance from the optimum in
+        standard deviations (after a full step it is about the square of that); the condition number at the old point.
     """
     gradient, hessian = gradient_and_hessian(f, z)
     factor, condition = whitening(hessian)
@@ -64,7 +92,12 @@ def newton_step(f: Loss, z: Array, value: Array) -> tuple[Array, Array, Array, A
     one = jnp.ones((), z.dtype)
     size, new = lax.while_loop(too_far, shorter, (one, f(z + direction)))
     better = new < value
-    return jnp.where(better, z + size * direction, z), jnp.where(better, new, value), decrement, condition
+    z, value = jnp.where(better, z + size * direction, z), jnp.where(better, new, value)
+    if max_chords:
+        allowed = jnp.where(better & (size == 1) & (decrement > tolerance), max_chords, 0)
+        z, value, last = chords(f, z, value, factor, allowed, tolerance)
+        decrement = jnp.minimum(decrement, last)
+    return z, value, decrement, condition
 
 
 def newton(f: Loss, z: Array, max_steps: int = 100, tolerance: float = 1e-7) -> tuple[Array, Array, Array]:
@@ -82,3 +115,33 @@ def newton(f: Loss, z: Array, max_steps: int = 100, tolerance: float = 1e-7) -> 
         going_on, step, (z, f(z), jnp.array(jnp.inf, z.dtype), jnp.array(False), 0)
     )
     return z, value, decrement
+
+
+def damped_newton(f: Loss, z: Array, max_steps: int = 50, tolerance: float = 1e-7) -> tuple[Array, Array]:
+    """Newton steps from a point near the minimum, by Cholesky factors. Cheap, for many refits.
+
+    Returns:
+        The point, and the decrement before the last step: squared, about what it still has to go in standard errors.
+
+    A Hessian that is not positive definite gives NaN, which counts as a step that does not descend: damping grows.
+    """
+    unit = jnp.eye(z.shape[0], dtype=z.dtype)
+
+    def step(carry: tuple) -> tuple:
+        z, value, damping, _, i = carry
+        gradient, hessian = gradient_and_hessian(f, z)
+        factor = jnp.linalg.cholesky(hessian + damping * unit * jnp.abs(jnp.diagonal(hessian)))
+        direction = -jax.scipy.linalg.cho_solve((factor, True), gradient)
+        new = f(z + direction)
+        # at the optimum rounding decides whether the loss falls
+        better = new <= value + 1e-12 * (1 + jnp.abs(value))
+        decrement = jnp.where(better & (damping == 0), jnp.sqrt(jnp.abs(gradient @ direction)), jnp.inf)
+        damping = jnp.where(better, jnp.where(damping > 1e-6, damping * 0.1, 0.0), jnp.maximum(10 * damping, 1e-3))
+        return jnp.where(better, z + direction, z), jnp.where(better, new, value), damping, decrement, i + 1
+
+    def going_on(carry: tuple) -> Array:
+        return (carry[3] > tolerance) & (carry[4] < max_steps)
+
+    zero, infinite = jnp.zeros((), z.dtype), jnp.array(jnp.inf, z.dtype)
+    z, _, _, decrement, _ = lax.while_loop(going_on, step, (z, f(z), zero, infinite, 0))
+    return z, decrement

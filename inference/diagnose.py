@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from .evidence import Evidence
+from .likelihood import information_trace
 
 if TYPE_CHECKING:
     from .result import FitResult
@@ -83,12 +84,13 @@ def diagnose_point(result: FitResult) -> PointDiagnosis:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the notes are shown below
             covariance = result.covariance("observed")
+            trace = information_trace(result)
         condition = covariance.condition_number
         advice += covariance.notes
         if covariance.notes:
             verdict = "do not use"
-        elif covariance.score_product is not None:
-            ratio = float(np.trace(covariance.score_product @ covariance.unconstrained)) / len(covariance.hessian)
+        elif trace is not None:
+            ratio = trace / len(covariance.hessian)
             if not 2 / 3 < ratio < 1.5:
                 verdict = "ok" if verdict == "good" else verdict
                 advice.append(

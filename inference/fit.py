@@ -22,7 +22,7 @@ from . import engine
 from . import solve as solvers
 from .data import check_counts, check_model, nearest, prepare
 from .guides import resolve
-from .result import FitResult
+from .result import FitResult, in_session_precision
 from .start import Start
 
 DEFAULT_STEPS = 1000
@@ -88,17 +88,17 @@ def fit(
     if not isinstance(estimator, Estimator):
         hint = " (give an instance: ELBO(), not ELBO)" if isinstance(estimator, type) else ""
         raise TypeError(f"estimator must be one of estimax.estimators, got {estimator!r}{hint}")
-    prepared = prepare(model, data)
-    theta = check_model(model, prepared)
     key = random.key(seed) if rng_key is None else rng_key
     key_init, key_run = random.split(key)
+    if estimator.exact and (optimizer is None or optimizer in solvers.SOLVERS):
+        return _solve(model, estimator, data, start, optimizer, num_steps, key_init, num_restarts, progress_bar,
+                      on_progress, began)  # fmt: skip
+    prepared = prepare(model, data)
+    theta = check_model(model, prepared)
     found: Start | None = None
     initial: dict[str, Any] = {}
     if estimator.needs_guide:
         guide, found, initial = resolve(guide, model, prepared, theta, start, seed)
-    if estimator.exact and (optimizer is None or optimizer in solvers.SOLVERS):
-        return _solve(model, estimator, data, prepared, start, optimizer, num_steps, key_init, num_restarts,
-                      progress_bar, on_progress, began)  # fmt: skip
     problem = estimator.problem(key_init, model, guide, prepared)
     if problem.nonsmooth:
         raise ValueError(
@@ -135,12 +135,13 @@ def resume(result: FitResult, num_steps: int, *, progress_bar: bool = True, seed
     )
 
 
-def _solve(model: Callable, estimator: Estimator, data: Any, prepared: dict, start: Any, solver: str | None,
-           num_steps: int, key: Array, num_restarts: int, progress_bar: bool, on_progress: Any,
-           began: float) -> FitResult:  # fmt: skip
+def _solve(model: Callable, estimator: Estimator, data: Any, start: Any, solver: str | None, num_steps: int, key: Array,
+           num_restarts: int, progress_bar: bool, on_progress: Any, began: float) -> FitResult:  # fmt: skip
     """Minimise an exact loss in double precision, whatever the session's default: rounding would drown curvature."""
     with jax.enable_x64(True):
-        problem = estimator.problem(key, model, None, prepare(model, data))
+        prepared = prepare(model, data)
+        check_model(model, prepared)
+        problem = estimator.problem(key, model, None, prepared)
         given = start.items() if isinstance(start, Mapping) else ()
         if given:
             problem = replace(problem, params={**problem.params, **problem.unconstrain(dict(given))})
@@ -163,8 +164,8 @@ def _solve(model: Callable, estimator: Estimator, data: Any, prepared: dict, sta
         warnings.warn(message, RuntimeWarning, stacklevel=3)
     steps = solution.steps
     return FitResult(
-        params=params, losses=solution.losses[best], metrics=metrics, estimator=estimator, model=model, data=prepared,
-        guide=None, seconds=time.perf_counter() - began, num_steps=steps,
+        params=params, losses=solution.losses[best], metrics=metrics, estimator=estimator, model=model,
+        data=in_session_precision(prepared), guide=None, seconds=time.perf_counter() - began, num_steps=steps,
         steps_per_second=(steps - 1) / solution.step_seconds if steps > 1 and solution.step_seconds > 0 else 0.0,
         status=status, message=message, start=None, problem=problem, unconstrained=final,
     )  # fmt: skip

@@ -13,7 +13,7 @@ import pandas as pd
 from jax import Array
 from scipy import stats
 
-from .covariance import Covariance
+from .covariance import Covariance, scores_of
 from .summary import COLUMNS
 
 if TYPE_CHECKING:
@@ -31,6 +31,18 @@ def log_likelihood(result: FitResult) -> float:
         raise TypeError(f"{type(result.estimator).__name__} is not a likelihood estimator")
     with result.precision():
         return float(_log_likelihood(result.problem, result.unconstrained))
+
+
+def information_trace(result: FitResult) -> float | None:
+    """tr(G H⁻¹), the number of parameters were the model right; None where there are no independent units."""
+    if "information_trace" not in result._cache:
+        with result.precision():
+            scores = scores_of(result.problem, result.unconstrained)
+            inverse = result.covariance("observed").unconstrained
+        result._cache["information_trace"] = (
+            None if scores is None else float(np.einsum("ni,ij,nj->", scores, inverse, scores, optimize=True))
+        )
+    return result._cache["information_trace"]
 
 
 def num_params(result: FitResult) -> int:
@@ -57,10 +69,8 @@ def information_criteria(result: FitResult) -> pd.Series:
     """log_likelihood, num_params, num_units, AIC, AICc, BIC and TIC = −2ℓ + 2 tr(G H⁻¹) (NaN without units)."""
     value, k, n = log_likelihood(result), num_params(result), int(result.problem.num_units)  # type: ignore[attr-defined]
     aic = -2 * value + 2 * k
-    covariance = result.covariance("observed")
-    tic = math.nan
-    if covariance.score_product is not None:
-        tic = -2 * value + 2 * float(np.trace(covariance.score_product @ covariance.unconstrained))
+    trace = information_trace(result)
+    tic = math.nan if trace is None else -2 * value + 2 * trace
     return pd.Series(
         {
             "log_likelihood": value,
@@ -158,11 +168,10 @@ def sample_size_check(result: FitResult, minimum_error: float = 0.45) -> SampleS
     """
     if not 0 < minimum_error < 0.5:
         raise ValueError(f"minimum_error must lie in (0, 0.5), got {minimum_error}")
-    covariance = result.covariance("observed")
-    if covariance.score_product is None:
+    trace = information_trace(result)
+    if trace is None:
         raise ValueError("the sample size check needs independent units, and this model has one observation only")
     n, p = result.problem.num_units, num_params(result)  # type: ignore[attr-defined]
-    trace = float(np.trace(covariance.score_product @ covariance.unconstrained))
     kl = trace / (2 * n)
     limit = 2 * (1 - 2 * minimum_error) ** 2
     return SampleSize(

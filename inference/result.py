@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .likelihood import SampleSize
 
 
-def _in_session_precision(tree: Any) -> Any:
+def in_session_precision(tree: Any) -> Any:
     """Double-precision leaves as the session has them: single, unless jax_enable_x64."""
 
     def cast(x: Any) -> Any:
@@ -109,7 +109,7 @@ class FitResult:
             posterior = self.problem.posterior(self.unconstrained)
         if posterior is None:
             raise ValueError(f"{type(self.estimator).__name__} leaves no posterior to draw from")
-        return _in_session_precision(posterior)
+        return in_session_precision(posterior)
 
     def precision(self) -> Any:
         """Context in which this fit was made: exact losses are solved in double precision."""

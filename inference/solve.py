@@ -29,7 +29,9 @@ PROXIMAL = ("proximal_newton", "fista")
 NEWTON_LIMIT = 300
 """Most parameters for which every step forms the Hessian."""
 TOLERANCE = 1e-7
-"""Of the Newton decrement: the distance from the optimum in standard errors."""
+"""Of the Newton decrement before the last step: the distance from the optimum there, in standard errors."""
+MAX_CHORDS = 10
+"""Most steps with one Hessian."""
 LBFGS_TOLERANCE = 1e-9
 """Of the gradient, relative to the loss."""
 LBFGS_STEPS = 10
@@ -76,7 +78,9 @@ def _values(problem: Problem, z: Array) -> Array:
 @eqx.filter_jit
 def _newton_steps(problem: Problem, z: Array, value: Array) -> tuple[Array, Array, Array]:
     f = objective(problem)[1]
-    new, new_value, decrement, _ = jax.vmap(lambda z, v: curvature.newton_step(f, z, v))(z, value)
+    new, new_value, decrement, _ = jax.vmap(
+        lambda z, v: curvature.newton_step(f, z, v, max_chords=MAX_CHORDS, tolerance=TOLERANCE)
+    )(z, value)  # fmt: skip
     return new, new_value, decrement
 
 
@@ -252,8 +256,8 @@ def solve(
                 if solver in ("newton", "proximal_newton"):
                     step = _newton_steps if solver == "newton" else _proximal_steps
                     new, new_value, norm = step(problem, z, value)
-                    stalled = ~np.asarray(new_value < value)
                     # at rounding error of the loss nothing more can be gained
+                    stalled = ~np.asarray(value - new_value > 1e-13 * jnp.abs(value))
                     converged = (np.asarray(norm) < TOLERANCE) | (stalled & (np.asarray(norm) < 1e-3))
                     z, value = new, new_value
                     taken, stuck = 1, stalled.all()
@@ -272,7 +276,7 @@ def solve(
                     taken = FISTA_STEPS
                 else:
                     new, new_value, state, norm = _lbfgs_steps(problem, z, state)
-                    stalled = np.asarray(value - new_value) <= 1e-14 * np.abs(np.asarray(value))
+                    stalled = np.asarray(value - new_value) <= 1e-12 * np.abs(np.asarray(value))
                     converged = np.asarray(norm) <= LBFGS_TOLERANCE * (1 + np.abs(np.asarray(new_value)))
                     converged |= stalled & (np.asarray(norm) <= 1e-5 * (1 + np.abs(np.asarray(new_value))))
                     z, value = new, new_value

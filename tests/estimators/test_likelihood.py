@@ -429,7 +429,7 @@ def test_bad_lengths(spector):
 def test_unidentified_direction_is_named(spector):
     doubled = {"x": np.column_stack([spector["x"], spector["x"][:, 1]]), "y": spector["y"]}
     result = fit(logistic, MLE(), doubled)
-    with pytest.warns(RuntimeWarning, match=r"not identified: .*b\[1\].*b\[4\]"):
+    with pytest.warns(RuntimeWarning, match=r"not identified: .*b\[[14]\].*b\[[14]\]"):
         table = result.summary()
     assert np.isinf(table["std_err"][["b[1]", "b[4]"]]).all()
     peer = sm.Logit(spector["y"], spector["x"]).fit(disp=0)
