@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import resource
+import sys
 import tempfile
 import time
 import warnings
@@ -70,16 +70,14 @@ def execute(job: Job, own_process: bool = True) -> Finished:
         own_process: the process does nothing but runs. A column must not profit from what another one before it
             compiled: then that is dropped. Seeds of one column share.
     """
-    cold = _at_work != [(job.case, job.column.name)]
+    fresh, cold = not _at_work, _at_work != [(job.case, job.column.name)]
     if cold:
-        if own_process:
+        if own_process and not fresh:
             jax.clear_caches()
         _at_work[:] = [(job.case, job.column.name)]
     row: dict[str, Any] = {"case": job.case, "column": job.column.name, "seed": job.seed, "status": "failed",
                            "reason": "", "cold": cold}  # fmt: skip
     began = time.perf_counter()
-    _reset_peak()
-    held = _status_mb("VmRSS")
     with jax.enable_x64(job.settings.x64), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what matters of them is in the row
         try:
@@ -92,7 +90,7 @@ def execute(job: Job, own_process: bool = True) -> Finished:
                 {
                     "status": outcome.status, "reason": outcome.message, "estimator": outcome.estimator,
                     "seconds": outcome.seconds, "gradient_evaluations": outcome.gradient_evaluations,
-                    "peak_memory_mb": _status_mb("VmHWM") - held, **outcome.measures,
+                    "peak_memory_mb": peak_memory_mb() if fresh and own_process else None, **outcome.measures,
                 }
             )  # fmt: skip
             row |= _plain(_measure(outcome, truth, job.curve))
@@ -191,18 +189,6 @@ def _thin(value: Any, chains: int) -> np.ndarray:
     return by_chain[:, ::step]
 
 
-# --- memory ----------------------------------------------------------------------------------------------------------
-
-
-def _reset_peak() -> None:
-    """Let the kernel count the peak from now on, where it can."""
-    with contextlib.suppress(OSError):  # not Linux, or not allowed: the peak is that of the process so far
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _status_mb(field: str) -> float:
-    """A size of this process in MB: VmRSS is the resident one, VmHWM its peak since `_reset_peak`."""
-    try:
-        return float(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) / 1024
-    except (OSError, IndexError):  # not Linux
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 if field == "VmHWM" else 0.0
+def peak_memory_mb() -> float:
+    """Largest resident size of this process so far, in MB (Linux counts in KiB, macOS in bytes)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

@@ -30,7 +30,7 @@ COLUMNS: Mapping[str, str] = {
     "seconds": "wall time of a run, compilation included in the first of a process",
     "seconds_to_near": f"seconds until the worst error of a mean was {NEAR} sd or less, compilation included",
     "gradient_evaluations": "gradients of the log joint density, without the search for a start",
-    "peak_memory_mb": "memory that the run took at most, beyond what its process held before, MB",
+    "peak_memory_mb": "largest resident memory of a process that did this run alone, MB (first seed)",
 }
 """Measures of a run, in the order of the table."""
 

@@ -205,12 +205,13 @@ def _cost(runs: pd.DataFrame, order: list[str], curves: bool) -> Section:
             rows[column]["seconds to 0.1 sd"] = (
                 f"{_median(reached, 1)} ({int(reached.notna().sum())} of {len(reached)})" if len(reached) else "–"
             )
+    costs = pd.DataFrame.from_dict(rows, orient="index")
     return Section(
         "Cost",
         ["Medians over models. The first seed compiles, later seeds of the same model reuse it. Gradients of estimax "
          "are those of the steps, without the search for a start (its time is counted). Seconds to 0.1 sd: first seed, "
          "in brackets the models on which it was reached."],
-        [pd.DataFrame.from_dict(rows, orient="index")],
+        [costs.loc[:, (costs != "–").any()]],
     )  # fmt: skip
 
 

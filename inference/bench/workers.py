@@ -1,7 +1,8 @@
 """Worker processes of this machine: a run that takes its worker down is tried once more, then it is a row.
 
-Processes are spawned, not forked (JAX has threads), and outlive their runs, so that seeds of a column share what was
-compiled. A worker gets one run at a time, so that what it was at when it died is known.
+Processes are spawned, not forked (JAX has threads). Each does the seeds of one column on one model, which share what
+was compiled, and nothing else: so the first seed's time and memory are those of a user's fresh Python. A worker gets
+one run at a time, so that what it was at when it died is known.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ from tqdm.auto import tqdm
 from .execute import Finished, Job, execute
 
 TRIES = 2
-RUNS_PER_WORKER = 60
-"""After so many runs a worker is replaced at the next change of column: compilers do not give back all memory."""
 
 
 class WorkersError(RuntimeError):
@@ -48,7 +47,6 @@ class _Worker:
         self.ready = False
         self.group: deque[Job] = deque()
         self.job: Job | None = None
-        self.runs = 0
 
     def stop(self) -> None:
         self.connection.close()
@@ -88,12 +86,9 @@ def in_processes(groups: Sequence[Sequence[Job]], num_workers: int) -> Generator
                     yield from _after_death(worker, deaths, pending)
                     continue
                 if isinstance(message, Finished):
-                    worker.runs += 1
                     worker.job = None
                     yield message
                 worker.ready = True
-                if not worker.group and pending and worker.runs < RUNS_PER_WORKER:
-                    worker.group = pending.popleft()
                 if worker.group:
                     worker.job = worker.group.popleft()
                     with contextlib.suppress(OSError):  # it died just now: `wait` will say so
