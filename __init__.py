@@ -2,6 +2,7 @@
 
 from . import estimators, models
 from .inference.bench.runner import benchmark
+from .inference.causal import CausalDirection, causal_direction
 from .inference.compare import Comparison, compare
 from .inference.diagnose import Diagnosis
 from .inference.evidence import Evidence
@@ -14,6 +15,7 @@ from .inference.storage import load
 from .version import __version__
 
 __all__ = [
+    "CausalDirection",
     "Comparison",
     "Diagnosis",
     "Evidence",
@@ -22,6 +24,7 @@ __all__ = [
     "Start",
     "__version__",
     "benchmark",
+    "causal_direction",
     "compare",
     "estimators",
     "find_start",

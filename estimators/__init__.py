@@ -1,6 +1,7 @@
 """What is optimised: estimators and the objectives and gradient estimators they are made of."""
 
 from .base import Estimator, Posterior, Problem
+from .em import EM
 from .family import (
     CHIVI,
     CIWAE,
@@ -15,11 +16,11 @@ from .family import (
     DataEmphasizedELBO,
     Renyi,
 )
-from .em import EM
 from .guides import WhitenedNormal
 from .laplace import Laplace
 from .likelihood import MAP, MLE
 from .log_weight import LogWeight
+from .mcem import MCEM
 from .objectives import (
     Bound,
     CUBOBound,
@@ -41,6 +42,7 @@ __all__ = [
     "EM",
     "IWAE",
     "MAP",
+    "MCEM",
     "MIWAE",
     "MLE",
     "PIWAE",

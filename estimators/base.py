@@ -90,6 +90,10 @@ class Problem(eqx.Module):
     def init(self, rng_key: Array) -> Params:
         """Initial unconstrained values drawn with another key: the starting points of restarts. Pure, vmappable."""
 
+    def candidates(self, rng_key: Array, num: int) -> Params | None:
+        """More starting points for an exact loss with several minima, with a leading axis; None where there are none."""
+        return None
+
     @abc.abstractmethod
     def loss(self, params: Params, rng_key: Array, data: Data) -> tuple[Array, Metrics]:
         """The scalar to be minimised, and a dict of scalars that the engine logs at every step."""
@@ -101,7 +105,8 @@ class Problem(eqx.Module):
     def surrogate(self, params: Params, anchor: Params, data: Data) -> Array:
         """Majorises the loss and touches it at the anchor, up to a constant of the anchor.
 
-        surrogate(p, a) − surrogate(a, a) ≥ loss(p) − loss(a): what lowers the surrogate lowers the loss at least as much.
+        surrogate(p, a) − surrogate(a, a) ≥ loss(p) − loss(a): what lowers the surrogate lowers the loss, as much or
+        more.
         """
         raise NotImplementedError(f"{type(self).__name__} has no surrogate: it is not solved by EM")
 

@@ -27,12 +27,12 @@ class EM(MLE):
     """Maximum likelihood by EM: mixtures, mixtures of experts, any model with a discrete latent site a datum.
 
     E-step: responsibilities r_iz = p(z | x_i, θ_old), by enumeration. M-step: Newton steps on
-    Q(θ | θ_old) = Σ_i w_i Σ_z r_iz log p(x_i, z | θ). The log-likelihood never falls. `fit` extrapolates along the steps
-    (``optimizer="squarem"``); ``optimizer="em"`` is the plain algorithm.
+    Q(θ | θ_old) = Σ_i w_i Σ_z r_iz log p(x_i, z | θ). The log-likelihood never falls. `fit` extrapolates along the
+    steps (``optimizer="squarem"``); ``optimizer="em"`` is the plain algorithm.
 
     The loss is that of `MLE`, −Σ_i w_i log p(x_i | θ), and so are optimum, standard errors and criteria. EM is slower
-    than Newton near the optimum and surer far from it: mixtures have many optima, and a Newton step may leave the basin.
-    It starts from draws of the prior, since components that are alike would stay alike; try num_restarts too.
+    than Newton near the optimum and surer far from it: mixtures have many optima, and a Newton step may leave a basin.
+    It starts from draws of the prior, since components that are alike would stay alike; try num_restarts.
 
     Args:
         prior: count the prior of estimated latent sites, as in `MAP`: it keeps a component of a mixture from shrinking
@@ -54,7 +54,9 @@ class EM(MLE):
         super().__post_init__()
         for name in ("data_noise", "mollify", "subsample", "robust"):
             if getattr(self, name):
-                raise ValueError(f"EM needs the likelihood itself: not together with {name}={getattr(self, name)!r}; take MLE")
+                raise ValueError(
+                    f"EM needs the likelihood itself: not together with {name}={getattr(self, name)!r}; take MLE"
+                )
         if self.nonsmooth:
             raise ValueError(
                 "EM takes l2 only: for l1, group, fused and nonnegative use MLE, which sums the latents out and takes "

@@ -20,7 +20,7 @@ from jax.scipy.special import logsumexp
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 from numpyro.distributions.util import sum_rightmost
-from numpyro.infer.initialization import init_to_uniform
+from numpyro.infer.initialization import init_to_sample, init_to_uniform
 from numpyro.infer.util import compute_log_probs
 from numpyro.ops.provenance import eval_provenance
 from numpyro.primitives import Messenger
@@ -88,9 +88,7 @@ def freeze_covariance(kind: Any) -> Any:
     if isinstance(kind, tuple) and len(kind) == 2 and kind[0] == "cluster":
         return kind if isinstance(kind[1], Frozen) else ("cluster", Frozen(_cluster_codes(kind[1])))
     if kind not in COVARIANCES:
-        raise ValueError(
-            f'covariance must be one of {", ".join(COVARIANCES)} or ("cluster", ids), got {kind!r}'
-        )
+        raise ValueError(f'covariance must be one of {", ".join(COVARIANCES)} or ("cluster", ids), got {kind!r}')
     return kind
 
 
@@ -121,13 +119,13 @@ class MLE(Estimator):
         data_noise: standard deviation of noise that is added anew to the observed sites at each step: the likelihood
             of a distribution on a low-dimensional set is unbounded without it (A Likelihood Approach to Nonparametric
             Estimation of a Singular Distribution). Makes the loss stochastic.
-        mollify: from 0 to 1, the share of noise that the data start from: the loss sees m + √(1 − σ_t²)(x − m) + σ_t s ε,
-            with m and s the mean and standard deviation of a site's values, and σ_t brought from `mollify` to zero along
-            a cosine in `mollify_steps` steps, half of those of a fit (One-Line-of-Code Data Mollification Improves
+        mollify: from 0 to 1, the share of noise that the data start from: the loss sees m + √(1 − σ_t²)(x − m) +
+            σ_t s ε, m and s the mean and sd of a site's values, σ_t brought from `mollify` to zero along a
+            cosine in `mollify_steps` steps, half of those of a fit (One-Line-of-Code Data Mollification Improves
             Optimization of Likelihood-based Generative Models). Makes the loss stochastic.
         l1, l2, group, fused: penalties added to the loss, by strength: a number for all parameters or a dict by site
-            (`estimators.penalties` has the formulas). Under those with kinks `fit` takes proximal steps, estimates can be
-            exactly zero, and there are no standard errors.
+            (`estimators.penalties` has the formulas). Under those with kinks `fit` takes proximal steps, estimates can
+            be exactly zero, and there are no standard errors.
         nonnegative: names of sites with real support that are held at or above zero.
         subsample: honour the subsampling of the model's plates (a stochastic loss); False uses all data.
     """
@@ -193,7 +191,8 @@ class MLE(Estimator):
         put("nonnegative", penalties.as_names(self.nonnegative))
         if self.nonsmooth and not self.exact:
             raise ValueError(
-                "l1, group, fused and nonnegative need an exact loss: not together with data_noise, mollify or subsample"
+                "l1, group, fused and nonnegative need an exact loss: not together with data_noise, mollify or "
+                "subsample"
             )
         if self.penalised and self.has_jacobian:
             raise ValueError(f"{type(self).__name__} approximates a posterior: give the sites a prior, not a penalty")
@@ -359,6 +358,25 @@ class LikelihoodProblem(Problem):
             n: jax.tree.map(lambda x: lax.convert_element_type(x, jnp.result_type(x, float)), v) for n, v in out.items()
         }
 
+    def drawn(self, rng_key: Array) -> Params:
+        """Param sites as the model draws them, latent sites drawn from their prior (feasible where it is improper)."""
+        model = handlers.substitute(self._prepared(rng_key), substitute_fn=init_to_sample)
+        tr = handlers.trace(model).get_trace(**self.data)
+        out = {}
+        for name, site in tr.items():
+            if site["type"] == "param":
+                out[name] = self.transforms[name].inv(site["value"])
+            elif name in self.roles.estimated:
+                out[name] = biject_to(site["fn"].support).inv(site["value"])
+        return {
+            n: jax.tree.map(lambda x: lax.convert_element_type(x, jnp.result_type(x, float)), v) for n, v in out.items()
+        }
+
+    def candidates(self, rng_key: Array, num: int) -> Params:
+        if not self.roles.estimated:
+            return None
+        return jax.vmap(self.drawn)(random.split(rng_key, num))
+
     def _prepared(self, rng_key: Array | int = 0) -> Callable:
         model = handlers.seed(self.model, rng_key)
         return model if self.options.subsample else full_plates(model)
@@ -428,12 +446,15 @@ class LikelihoodProblem(Problem):
         if not roles.integrated and not roles.enumerated:
             return self._split(params, data, rng_key, {}, None)
         if roles.blocks:
+
             def block(extra: dict, combination: Array | None) -> Array:
                 return self._split(params, data, rng_key, extra, combination)[0]
         else:
+
             def block(extra: dict, combination: Array | None) -> Array:
                 units, rest, _ = self._split(params, data, rng_key, extra, combination)
                 return (jnp.sum(units) + rest)[None]
+
         if roles.enumerated:
             values = logsumexp(jax.vmap(lambda c: block({}, c))(_combinations(roles)), axis=0)
         else:
@@ -496,7 +517,9 @@ class LikelihoodProblem(Problem):
 
     def unconstrain(self, values: Mapping[str, Any]) -> Params:
         out = {}
-        given = {n: jax.tree.map(jnp.asarray, v) if isinstance(v, Mapping) else jnp.asarray(v) for n, v in values.items()}
+        given = {
+            n: jax.tree.map(jnp.asarray, v) if isinstance(v, Mapping) else jnp.asarray(v) for n, v in values.items()
+        }
         extra = {s.name: jnp.zeros(s.shape) for s in self.roles.integrated}
         combination = _combinations(self.roles)[0] if self.roles.enumerated else None
         others = self._values(self.params, extra, combination)
@@ -561,7 +584,9 @@ def _real_supports(problem: LikelihoodProblem) -> dict[str, bool]:
         extra = {s.name: jnp.zeros(s.shape) for s in problem.roles.integrated}
         combination = _combinations(problem.roles)[0] if problem.roles.enumerated else None
         substitute = problem._values(problem.params, extra, combination)
-        tr = handlers.trace(handlers.substitute(problem._prepared(), substitute_fn=substitute)).get_trace(**problem.data)
+        tr = handlers.trace(handlers.substitute(problem._prepared(), substitute_fn=substitute)).get_trace(
+            **problem.data
+        )
         for name in problem.params:
             transform = problem.transforms[name] if name in problem.transforms else biject_to(tr[name]["fn"].support)
             found[name] = penalties.is_real(transform)
@@ -757,9 +782,9 @@ def _check_sizes(roles: Roles, estimator: MLE) -> None:
         nodes = estimator.num_nodes**size if size < 30 else np.inf
         if size > MAX_BLOCK or nodes > 100_000:
             raise ValueError(
-                f"integrating {', '.join(repr(s.name) for s in roles.integrated)} is an integral over {size} dimensions "
-                f"at once{f' with {estimator.num_nodes} nodes in each' if estimator.num_nodes > 1 else ''}: too many. "
-                'Use num_nodes=1, estimate the latents (latents="estimate"), or take VIS or IWAE'
+                f"integrating {', '.join(repr(s.name) for s in roles.integrated)} is an integral over {size} "
+                f"dimensions at once{f' with {estimator.num_nodes} nodes in each' if estimator.num_nodes > 1 else ''}: "
+                'too many. Use num_nodes=1, estimate the latents (latents="estimate"), or take VIS or IWAE'
             )
 
 

@@ -5,8 +5,8 @@ over the data. In that convention
 
 - l1: λ Σ|b|; scikit-learn's Lasso and glmnet divide the likelihood by n, so λ = n·alpha; LogisticRegression: λ = 1/C,
 - l2: ½ λ Σ b²; Ridge with unit noise: λ = alpha; PoissonRegressor: λ = n·alpha; LogisticRegression: λ = 1/C,
-- group: λ Σ_g √|g| ‖b_g‖₂ (Model Selection and Estimation in Regression with Grouped Variables). Elements that share the
-  last index are one group, so a matrix (outputs, features) is selected by features; a vector is one group,
+- group: λ Σ_g √|g| ‖b_g‖₂ (Model Selection and Estimation in Regression with Grouped Variables). Elements that share
+  the last index are one group, so a matrix (outputs, features) is selected by features; a vector is one group,
 - fused: λ Σ |b_{i+1} − b_i| along the last axis (Sparsity and Smoothness via the Fused Lasso),
 - nonnegative: b ≥ 0.
 
@@ -50,8 +50,9 @@ def freeze(kind: str, value: Any) -> Any:
 
 def _strength(kind: str, value: Any, what: str) -> Any:
     if kind == "group" and isinstance(value, tuple) and len(value) == 2:
-        ids = value[1].values if isinstance(value[1], Frozen) else np.unique(np.asarray(value[1]), return_inverse=True)[1]
-        return (_strength("group", value[0], what), Frozen(np.reshape(ids, np.shape(getattr(value[1], "values", value[1])))))
+        given = value[1].values if isinstance(value[1], Frozen) else np.asarray(value[1])
+        ids = np.unique(given, return_inverse=True)[1].reshape(given.shape)
+        return (_strength("group", value[0], what), Frozen(ids))
     if isinstance(value, Frozen):
         return value
     try:
@@ -59,7 +60,9 @@ def _strength(kind: str, value: Any, what: str) -> Any:
     except (TypeError, ValueError):
         array = np.asarray(np.nan)
     if isinstance(value, bool) or not (np.isfinite(array).all() and (array >= 0).all()):
-        raise ValueError(f"{what} must be a finite strength that is not negative, or a dict of them by site, got {value!r}")
+        raise ValueError(
+            f"{what} must be a finite strength that is not negative, or a dict of them by site, got {value!r}"
+        )
     if array.ndim and kind in ("group", "fused"):
         raise ValueError(f"{what} must be one number, got an array of shape {array.shape}")
     return Frozen(array) if array.ndim else float(array)
@@ -103,7 +106,9 @@ class Penalties(eqx.Module):
 
     def smooth(self, params: Params) -> Array:
         """½ λ Σ b² over all sites with l2."""
-        return sum((0.5 * jnp.sum(s * x**2) for n, s in self.l2.items() for x in jax.tree.leaves(params[n])), jnp.zeros(()))
+        return sum(
+            (0.5 * jnp.sum(s * x**2) for n, s in self.l2.items() for x in jax.tree.leaves(params[n])), jnp.zeros(())
+        )
 
     def value(self, params: Params) -> Array:
         """The terms with kinks, the bounds aside."""
@@ -122,7 +127,9 @@ class Penalties(eqx.Module):
     def l1_vector(self, params: Params) -> Params:
         """The l1 strength of every element, of the structure of `params`."""
         zero = {n: jax.tree.map(jnp.zeros_like, v) for n, v in params.items()}
-        return zero | {n: jax.tree.map(lambda x, s=s: jnp.broadcast_to(s, x.shape), params[n]) for n, s in self.l1.items()}
+        return zero | {
+            n: jax.tree.map(lambda x, s=s: jnp.broadcast_to(s, x.shape), params[n]) for n, s in self.l1.items()
+        }
 
     def bounded(self, params: Params) -> Params:
         """1 where an element is bounded below by zero, else 0, of the structure of `params`."""
@@ -138,7 +145,9 @@ class Penalties(eqx.Module):
         for name in self.sites:
             leaves, structure = jax.tree.flatten(params[name])
             own_steps = jax.tree.leaves(steps[name])
-            out[name] = jax.tree.unflatten(structure, [self._leaf(name, x, t) for x, t in zip(leaves, own_steps, strict=True)])
+            out[name] = jax.tree.unflatten(
+                structure, [self._leaf(name, x, t) for x, t in zip(leaves, own_steps, strict=True)]
+            )
         return out
 
     def _leaf(self, name: str, x: Array, step: Array) -> Array:
@@ -211,11 +220,15 @@ def total_variation(y: Array, strength: Array) -> Array:
 
     def end_low(w: Walk) -> Walk:
         k = w.at_low + 1
-        return w._replace(x=fill(w, w.at_low, w.low), k=k, start=k, at_low=k, low=y[k], u_low=lam, u_high=y[k] + lam - w.high)
+        return w._replace(
+            x=fill(w, w.at_low, w.low), k=k, start=k, at_low=k, low=y[k], u_low=lam, u_high=y[k] + lam - w.high
+        )
 
     def end_high(w: Walk) -> Walk:
         k = w.at_high + 1
-        return w._replace(x=fill(w, w.at_high, w.high), k=k, start=k, at_high=k, high=y[k], u_high=-lam, u_low=y[k] - lam - w.low)
+        return w._replace(
+            x=fill(w, w.at_high, w.high), k=k, start=k, at_high=k, high=y[k], u_high=-lam, u_low=y[k] - lam - w.low
+        )
 
     def end(w: Walk) -> Walk:
         value = w.low + w.u_low / (w.k - w.start + 1)
@@ -265,7 +278,9 @@ def is_real(transform: Any) -> bool:
     return isinstance(transform, transforms.IdentityTransform)
 
 
-def build(given: Mapping[str, Any], nonnegative: tuple[str, ...], params: Params, real: Mapping[str, bool]) -> Penalties | None:
+def build(
+    given: Mapping[str, Any], nonnegative: tuple[str, ...], params: Params, real: Mapping[str, bool]
+) -> Penalties | None:
     """The penalties of a problem, from the frozen arguments of its estimator; None where there are none.
 
     Args:
@@ -307,7 +322,9 @@ def _check_site(kind: str, name: str, params: Params, real: Mapping[str, bool], 
             f"give {kind}= a dict of the sites that it shall act on"
             if number else "declare the site with real support, and nonnegative= for a lower bound of zero"
         )  # fmt: skip
-        raise ValueError(f"{kind} acts on values in the user's space, and the support of {name!r} is not the real line: {way}")
+        raise ValueError(
+            f"{kind} acts on values in the user's space, and the support of {name!r} is not the real line: {way}"
+        )
 
 
 def _check_shape(what: str, name: str, values: Frozen, params: Params) -> None:

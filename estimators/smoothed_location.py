@@ -17,7 +17,6 @@ from scipy import stats
 from .base import Data, Params
 from .likelihood import MLE, LikelihoodProblem, _is_factor, _real_supports
 
-
 MAX_POINTS = 50_000
 
 
@@ -46,7 +45,9 @@ class SmoothedLocation(MLE):
     perturb: bool = True
     num_quadrature: int = 1000
 
-    def __init__(self, radius: float = 1.0, *, perturb: bool = True, num_quadrature: int = 1000, **options: Any) -> None:
+    def __init__(
+        self, radius: float = 1.0, *, perturb: bool = True, num_quadrature: int = 1000, **options: Any
+    ) -> None:
         # written out, so that the radius comes first
         given = {"radius": radius, "perturb": perturb, "num_quadrature": num_quadrature, **options}
         for each in fields(self):
@@ -92,7 +93,8 @@ class SmoothedLocationProblem(LikelihoodProblem):
 
     def _log_smoothed(self, y: Array) -> tuple[Array, Array]:
         """log f_r and its derivative at y, ``(m,)`` each."""
-        assert self.grid is not None and self.log_density is not None
+        assert self.grid is not None
+        assert self.log_density is not None
         radius = self.options.radius  # type: ignore[attr-defined]
         distance = (self.grid - y[:, None]) / radius
         constant = jnp.log(self.grid[1] - self.grid[0]) - jnp.log(radius) - 0.5 * jnp.log(2 * jnp.pi)
@@ -153,7 +155,9 @@ def _observed(problem: LikelihoodProblem) -> tuple[str, Array]:
         raise ValueError(f"SmoothedLocation needs one scalar parameter, the location; the model has {sizes}")
     if problem.roles.integrated or problem.roles.enumerated:
         raise ValueError("SmoothedLocation needs a model without latents beside its location")
-    trace = handlers.trace(handlers.substitute(problem._prepared(), substitute_fn=problem._values(problem.params, {}, None)))
+    trace = handlers.trace(
+        handlers.substitute(problem._prepared(), substitute_fn=problem._values(problem.params, {}, None))
+    )
     observed = [s for s in trace.get_trace(**problem.data).values() if s["type"] == "sample" and s["is_observed"]]
     if len(observed) != 1 or _is_factor(observed[0]) or observed[0]["fn"].support.is_discrete:
         raise ValueError("SmoothedLocation needs exactly one observed site, and a continuous one")
@@ -175,8 +179,8 @@ def _grid(value: Array, radius: float, num_points: int) -> Array:
     num_points = max(num_points, int(np.ceil(8 * spread / radius)))
     if num_points > MAX_POINTS:
         raise ValueError(
-            f"radius={radius} is too small for data that span {spread:.3g}: the convolution would need {num_points} points. "
-            "Take a larger radius, or set outliers aside"
+            f"radius={radius} is too small for data that span {spread:.3g}: the convolution would need {num_points} "
+            "points. Take a larger radius, or set outliers aside"
         )
     return jnp.linspace(-spread, spread, num_points)
 

@@ -11,6 +11,15 @@ from jax import Array, lax
 Loss = Callable[[Array], Array]
 
 
+def off_zero(z: Array) -> Array:
+    """The same vector with zeros made 1e-12, derivatives untouched.
+
+    Densities written with |·| and max have no derivative at exactly zero, and automatic ones are wrong there: that of
+    NumPyro's Bernoulli at logits 0, where every regression starts, is 0 or 1 in place of ½.
+    """
+    return z + jnp.where(z == 0, jnp.asarray(1e-12, z.dtype), jnp.zeros((), z.dtype))
+
+
 def gradient_and_hessian(f: Loss, z: Array) -> tuple[Array, Array]:
     """Gradient ``(D,)`` and Hessian ``(D, D)``, forward over reverse."""
     gradient, tangent = jax.linearize(jax.grad(f), z)
@@ -59,9 +68,7 @@ def chords(f: Loss, z: Array, value: Array, factor: Array, max_steps: Array | in
         return z, value, jnp.where(good, decrement, last), ~good | (decrement < tolerance), i + 1
 
     infinite = jnp.array(jnp.inf, z.dtype)
-    carry = lax.while_loop(
-        lambda c: ~c[3] & (c[4] < max_steps), step, (z, value, infinite, jnp.array(False), 0)
-    )
+    carry = lax.while_loop(lambda c: ~c[3] & (c[4] < max_steps), step, (z, value, infinite, jnp.array(False), 0))
     return carry[:3]
 
 

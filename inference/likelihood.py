@@ -112,8 +112,8 @@ def lr_test(a: FitResult, b: FitResult) -> LikelihoodRatio:
             raise TypeError(f"lr_test needs fits of MLE, {name} is one of {estimator!r}")
         if getattr(estimator, "penalised", False):
             raise TypeError(
-                f"lr_test needs maximum-likelihood fits, {name} is penalised: its likelihood is not at a maximum and the "
-                "χ² law does not hold. Compare held-out log-likelihoods (estimax.penalty_path)"
+                f"lr_test needs maximum-likelihood fits, {name} is penalised: its likelihood is not at a maximum and "
+                "the χ² law does not hold. Compare held-out log-likelihoods (estimax.penalty_path)"
             )
     if a.problem.num_units != b.problem.num_units:  # type: ignore[attr-defined]
         raise ValueError(

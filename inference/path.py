@@ -36,9 +36,9 @@ class PenaltyPath:
     """Estimates by strength, with cross-validation; `print` it, `plot` it."""
 
     frame: pd.DataFrame
-    """One row a strength, falling: ``strength``, a column per element of a parameter, ``log_likelihood`` (nats, all data),
-    ``cv_log_likelihood`` (held-out nats a unit, mean over folds), ``cv_std_err``, ``num_nonzero`` (penalised elements that are
-    not zero), ``converged`` (on all data and all folds)."""
+    """One row a strength, falling: ``strength``, a column per element of a parameter, ``log_likelihood`` (nats, all
+    data), ``cv_log_likelihood`` (held-out nats a unit, mean over folds), ``cv_std_err``, ``num_nonzero`` (penalised
+    elements that are not zero), ``converged`` (on all data and all folds)."""
     coefficients: list[str]
     """The columns of `frame` that are parameters."""
     penalised: list[str]
@@ -51,19 +51,22 @@ class PenaltyPath:
     def best(self) -> float:
         """The strength of highest cross-validated log-likelihood."""
         self._need_folds()
-        return float(self.frame["strength"][self.frame["cv_log_likelihood"].idxmax()])
+        return float(self.frame["strength"].iloc[self._best_row()])
 
     @property
     def one_se(self) -> float:
         """The largest strength whose score is within a standard error of the best: fewer coefficients, as good."""
         self._need_folds()
-        row = self.frame.loc[self.frame["cv_log_likelihood"].idxmax()]
+        row = self.frame.iloc[self._best_row()]
         good = self.frame["cv_log_likelihood"] >= row["cv_log_likelihood"] - row["cv_std_err"]
         return float(self.frame["strength"][good].max())
 
     def estimator(self, strength: float) -> MLE:
         """The estimator with this strength, for `fit`: ``path.estimator(path.one_se)``."""
         return scaled(self.base, strength)
+
+    def _best_row(self) -> int:
+        return int(np.argmax(self.frame["cv_log_likelihood"].to_numpy()))
 
     def _need_folds(self) -> None:
         if not self.fold_scores.size:
@@ -110,7 +113,7 @@ def scaled(estimator: MLE, factor: float) -> MLE:
             return (times(value[0]), value[1].values)  # strength and group ids
         return getattr(value, "values", value) * factor
 
-    changed = {}
+    changed: dict[str, Any] = {}
     for kind, value in estimator.penalties.items():
         changed[kind] = {n: times(v) for n, v in value} if isinstance(value, tuple) else times(value)
     return replace(estimator, **changed)
@@ -154,7 +157,9 @@ def penalty_path(
         problem = estimator.problem(random.key(seed), model, None, prepare(model, data))
         size = len(ravel_pytree(problem.params)[0])
         if size > NEWTON_LIMIT:
-            raise ValueError(f"penalty_path takes Newton steps: at most {NEWTON_LIMIT} parameters, the model has {size}")
+            raise ValueError(
+                f"penalty_path takes Newton steps: at most {NEWTON_LIMIT} parameters, the model has {size}"
+            )
         grid = _grid(problem, strengths, num_strengths, max_steps)
         masks = _masks(problem.num_units, num_folds, folds, seed)
         return _solve(problem, estimator, grid, masks, max_steps)
@@ -172,7 +177,9 @@ def _grid(problem: LikelihoodProblem, strengths: Any, num_strengths: int, max_st
         raise ValueError("strengths=None works for l1; for group, fused or l2 alone give the strengths")
     top = float(_largest(problem, max_steps))
     if not np.isfinite(top) or top <= 0:
-        raise ValueError("no strength sets every coefficient to zero (is one of the l1 strengths zero?): give strengths=")
+        raise ValueError(
+            "no strength sets every coefficient to zero (is one of the l1 strengths zero?): give strengths="
+        )
     top *= 1 + 1e-6  # at the edge itself rounding decides
     return np.geomspace(top, 1e-3 * top, num_strengths)
 
@@ -208,7 +215,7 @@ def _masks(n: int, num_folds: int, folds: Any, seed: int) -> np.ndarray:
 
 @eqx.filter_jit
 def _fits(problem: Any, factors: Array, masks: Array, max_steps: int) -> tuple[Array, Array, Array, Array]:
-    """Of every pair of a factor and a mask: estimates, length of the last step, log-likelihoods of its units and others."""
+    """Of every pair of a factor and a mask: estimates, length of the last step, log-likelihood of all and of others."""
     z0 = ravel_pytree(problem.params)[0]
     unravel = ravel_pytree(problem.params)[1]
     n = problem.num_units
@@ -233,7 +240,9 @@ def _fits(problem: Any, factors: Array, masks: Array, max_steps: int) -> tuple[A
     return lax.map(one, pairs, batch_size=min(BATCH, len(pairs[0])))
 
 
-def _solve(problem: LikelihoodProblem, estimator: MLE, grid: np.ndarray, masks: np.ndarray, max_steps: int) -> PenaltyPath:
+def _solve(
+    problem: LikelihoodProblem, estimator: MLE, grid: np.ndarray, masks: np.ndarray, max_steps: int
+) -> PenaltyPath:
     rules = problem.penalties
     assert rules is not None
     if len(masks) > 1 and problem.num_units < 2:
@@ -245,9 +254,16 @@ def _solve(problem: LikelihoodProblem, estimator: MLE, grid: np.ndarray, masks: 
     values, last, log_likelihood, held_out = (np.asarray(x).reshape(len(grid), len(masks), *x.shape[1:]) for x in found)
     names = site_names(problem, problem.params)
     penalised_sites = {n for kind in KINDS for n in getattr(rules, kind)} | set(rules.nonnegative)
-    flags = {n: jax.tree.map(lambda x, f=n in penalised_sites: np.full(np.shape(x), float(f)), v) for n, v in problem.params.items()}
+    flags = {
+        n: jax.tree.map(lambda x, f=n in penalised_sites: np.full(np.shape(x), float(f)), v)
+        for n, v in problem.params.items()
+    }
     shapes_match = len(ravel_pytree(flags)[0]) == len(names)
-    mask = np.asarray(ravel_pytree(flags)[0]) > 0 if shapes_match else np.array([n.split("[")[0] in penalised_sites for n in names])
+    mask = (
+        np.asarray(ravel_pytree(flags)[0]) > 0
+        if shapes_match
+        else np.array([n.split("[")[0] in penalised_sites for n in names])
+    )
     scores = held_out[:, 1:]
     frame = pd.DataFrame({"strength": grid})
     frame[names] = values[:, 0]
@@ -256,7 +272,7 @@ def _solve(problem: LikelihoodProblem, estimator: MLE, grid: np.ndarray, masks: 
         frame["cv_log_likelihood"] = scores.mean(1)
         frame["cv_std_err"] = scores.std(1, ddof=1) / np.sqrt(scores.shape[1])
     frame["num_nonzero"] = np.count_nonzero(values[:, 0][:, mask], axis=1)
-    frame["converged"] = (last < CONVERGED).all(1)
+    frame["converged"] = np.all(last < CONVERGED, axis=1).tolist()
     return PenaltyPath(
         frame=frame, coefficients=names, penalised=[n for n, m in zip(names, mask, strict=True) if m], base=estimator,
         fold_scores=scores,

@@ -47,11 +47,14 @@ def composite(problem: Any) -> tuple[Array, Composite, Callable[[Array], Params]
     z, unravel = ravel_pytree(params)
 
     def smooth(z: Array) -> Array:
-        value = problem.smooth(unravel(z), random.key(0), problem.data)
+        value = problem.smooth(unravel(curvature.off_zero(z)), random.key(0), problem.data)
         return jnp.where(jnp.isfinite(value), value, jnp.inf)  # a line search turns back
 
     rules = problem.penalties
-    index = {name: jax.tree.map(lambda x, i=i: jnp.full(jnp.shape(x), float(i)), v) for i, (name, v) in enumerate(params.items())}
+    index = {
+        name: jax.tree.map(lambda x, i=i: jnp.full(jnp.shape(x), float(i)), v)
+        for i, (name, v) in enumerate(params.items())
+    }
     parts = Composite(
         smooth=smooth,
         penalty=lambda z: problem.penalty(unravel(z)),
@@ -104,7 +107,9 @@ def proximal_gradients(quadratic: Array, gradient: Array, z: Array, parts: Compo
     """
     diagonal = jnp.diagonal(quadratic)
     count = jax.ops.segment_sum(jnp.ones_like(diagonal), parts.sites, parts.num_sites)
-    scale = 1 / jnp.sqrt(jax.ops.segment_sum(diagonal, parts.sites, parts.num_sites) / jnp.maximum(count, 1))[parts.sites]
+    scale = (
+        1 / jnp.sqrt(jax.ops.segment_sum(diagonal, parts.sites, parts.num_sites) / jnp.maximum(count, 1))[parts.sites]
+    )
     b = quadratic * scale[:, None] * scale
     top = jnp.linalg.eigvalsh(b)[-1]
     steps = scale**2 / top
@@ -193,9 +198,7 @@ def fista_step(parts: Composite, state: Fista) -> Fista:
         inverse = 2 * carry[0]
         return inverse, *candidate(inverse)
 
-    inverse, new, _ = lax.while_loop(
-        lambda c: ~c[2] & (c[0] < 1e30), shorter, (inverse, *candidate(inverse))
-    )
+    inverse, new, _ = lax.while_loop(lambda c: ~c[2] & (c[0] < 1e30), shorter, (inverse, *candidate(inverse)))
     new = jnp.where(jnp.all(jnp.isfinite(new)), new, x)
     t_new = 0.5 * (1 + jnp.sqrt(1 + 4 * t**2))
     again = jnp.sum((y - new) * (new - x)) > 0

@@ -1,7 +1,7 @@
 """Solvers for exact losses, always in double precision.
 
-Newton where the Hessian is affordable, L-BFGS above; EM where the problem has a surrogate; proximal Newton or FISTA where
-the loss has kinks.
+Newton where the Hessian is affordable, L-BFGS above; EM where the problem has a surrogate; proximal Newton or FISTA
+where the loss has kinks.
 
 One step a compiled call: the bar moves, Ctrl-C keeps what was done. Starting points are a vmap axis.
 """
@@ -64,7 +64,7 @@ def objective(problem: Problem) -> tuple[Array, Callable[[Array], Array], Callab
     z, unravel = ravel_pytree(problem.params)
 
     def f(z: Array) -> Array:
-        value = problem.loss(unravel(z), random.key(0), problem.data)[0]
+        value = problem.loss(unravel(curvature.off_zero(z)), random.key(0), problem.data)[0]
         return jnp.where(jnp.isfinite(value), value, jnp.inf)  # a line search turns back
 
     return z, f, unravel
@@ -271,7 +271,7 @@ def solve(
                     new, new_value, state, norm = _fista_steps(problem, state)
                     converged = np.asarray(norm) <= LBFGS_TOLERANCE * (1 + np.abs(np.asarray(new_value)))
                     # momentum may raise the loss for a while: only a point that no longer moves is stuck
-                    stuck = bool(jnp.all(new == z))
+                    stuck = np.all(np.asarray(new) == np.asarray(z))
                     z, value = new, new_value
                     taken = FISTA_STEPS
                 else:

@@ -73,12 +73,14 @@ def test_optimum_and_standard_errors_are_those_of_maximum_likelihood(fitted):
 def test_fishers_identity_and_the_bound(x64):
     problem = EM().problem(jax.random.key(0), mixture, None, {"x": jnp.asarray(PETALS)})
     anchor = {"weights": jnp.array([0.3]), "mu": jnp.array([1.5, 4.5]), "sd": jnp.array([-0.2, 0.1])}
-    loss = lambda p: problem.loss(p, jax.random.key(0), problem.data)[0]
-    surrogate = lambda p: problem.surrogate(p, anchor, problem.data)
+    loss = lambda p: problem.loss(p, jax.random.key(0), problem.data)[0]  # noqa: E731
+    surrogate = lambda p: problem.surrogate(p, anchor, problem.data)  # noqa: E731
     log_p = np.log(
         sum(
             w * stats.norm(m, s).pdf(PETALS)
-            for w, m, s in zip(*(np.asarray(problem.constrain(anchor)[n]) for n in ("weights", "mu", "sd")), strict=True)
+            for w, m, s in zip(
+                *(np.asarray(problem.constrain(anchor)[n]) for n in ("weights", "mu", "sd")), strict=True
+            )
         )
     )
     assert loss(anchor) == pytest.approx(-log_p.sum(), rel=1e-12)

@@ -81,7 +81,7 @@ def test_elastic_net():
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_l1_logistic_regression():
-    y = (Y > np.median(Y)).astype(float)
+    y = (np.median(Y) < Y).astype(float)
     found = fit(logistic, MLE(l1={"b": 4.0}), {"x": XS, "y": y})
     peer = LogisticRegression(C=0.25, l1_ratio=1.0, penalty="l1", solver="saga", tol=1e-10, max_iter=10**5).fit(XS, y)
     np.testing.assert_array_equal(found.params["b"] == 0, peer.coef_[0] == 0)
@@ -98,7 +98,7 @@ def test_l2_poisson_regression_and_its_standard_errors():
 
 
 def test_l2_is_the_map_of_a_normal_prior():
-    y = (Y > np.median(Y)).astype(float)
+    y = (np.median(Y) < Y).astype(float)
     with_prior = fit(logistic, MAP(), {"x": XS, "y": y})
     penalised = fit(logistic, MLE(l2=1.0), {"x": XS, "y": y})  # a number acts on every parameter
     np.testing.assert_allclose(penalised.params["b"], with_prior.params["b"], rtol=1e-6)
@@ -141,7 +141,9 @@ def test_fused_regression_is_optimal():
         return 0.5 * residual @ residual + 6 * v[1:].sum(), np.r_[tail[0], tail[1:] + 6, -tail[1:] + 6]
 
     bounds = [(None, None)] + [(0, None)] * 22
-    peer = minimize(objective, np.zeros(23), jac=True, bounds=bounds, options={"ftol": 1e-16, "gtol": 1e-11, "maxiter": 5000}).x
+    peer = minimize(
+        objective, np.zeros(23), jac=True, bounds=bounds, options={"ftol": 1e-16, "gtol": 1e-11, "maxiter": 5000}
+    ).x
     np.testing.assert_allclose(found, np.r_[peer[0], peer[0] + np.cumsum(peer[1:12] - peer[12:])], atol=1e-5)
     assert np.sum(np.diff(found) == 0) > 0
 
@@ -183,7 +185,7 @@ def test_proximal_operator_of_a_sum(x64):
     x = jnp.asarray(rng.normal(size=9) + 0.5)
     rules = penalties.Penalties({"f": jnp.asarray(0.2)}, {}, {}, {"f": jnp.asarray(0.5)}, (), ("f",))
     best = rules.proximal({"f": x}, {"f": jnp.full(9, 0.7)})["f"]
-    objective = lambda u: rules.value({"f": u}) + 0.5 * jnp.sum((u - x) ** 2) / 0.7
+    objective = lambda u: rules.value({"f": u}) + 0.5 * jnp.sum((u - x) ** 2) / 0.7  # noqa: E731
     near = jnp.maximum(best + 0.05 * jax.random.normal(jax.random.key(0), (2000, 9)), 0.0)
     assert objective(best) < jax.vmap(objective)(near).min()
     assert best.min() >= 0

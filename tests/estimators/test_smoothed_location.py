@@ -42,7 +42,7 @@ def spike(x):
 
 def smoothed_laplace(x, r):
     """Density of Laplace(0, 1) + N(0, r²)."""
-    tail = lambda s: np.exp(r**2 / 2 + s * x + stats.norm.logcdf(-s * x / r - r))
+    tail = lambda s: np.exp(r**2 / 2 + s * x + stats.norm.logcdf(-s * x / r - r))  # noqa: E731
     return 0.5 * (tail(1) + tail(-1))
 
 
@@ -61,7 +61,9 @@ def test_laplace_density_and_information():
     r = 0.8
     fit = estimax.fit(laplace, SmoothedLocation(r, perturb=False), {"x": X}, progress_bar=False)
     mu = float(fit.params["mu"])
-    assert -fit.losses[-1] == pytest.approx(np.log(smoothed_laplace(X - mu, r)).sum(), abs=0.01)  # 2e-4 a datum: a kink under the trapezoidal rule
+    assert -fit.losses[-1] == pytest.approx(
+        np.log(smoothed_laplace(X - mu, r)).sum(), abs=0.01
+    )  # 2e-4 a datum: a kink under the trapezoidal rule
     grid = np.linspace(-15, 15, 20001)
     density = smoothed_laplace(grid, r)
     truth = integrate.trapezoid(np.gradient(density, grid) ** 2 / density, grid)
@@ -72,7 +74,7 @@ def test_laplace_density_and_information():
 
 def test_mixture_information():
     fit = estimax.fit(spike, SmoothedLocation(0.3), {"x": X}, progress_bar=False)
-    density = lambda x: 0.6 * stats.norm(0, np.hypot(1, 0.3)).pdf(x) + 0.4 * stats.norm(0, np.hypot(0.2, 0.3)).pdf(x)
+    density = lambda x: 0.6 * stats.norm(0, np.hypot(1, 0.3)).pdf(x) + 0.4 * stats.norm(0, np.hypot(0.2, 0.3)).pdf(x)  # noqa: E731
     grid = np.linspace(-8, 8, 20001)
     truth = integrate.trapezoid(np.gradient(density(grid), grid) ** 2 / density(grid), grid)
     interval = smoothed_interval(fit)

@@ -1,0 +1,156 @@
+"""Monte Carlo EM with persistent chains, for continuous latents whose integral is too hard for quadrature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax, random
+from numpyro import handlers
+
+from .base import Data, Metrics, Params
+from .likelihood import MLE, LikelihoodProblem, _block_shape, _from_blocks
+
+KERNELS = {"mala": 0.574, "random_walk": 0.35}
+"""Kernels and the acceptance rates that they are tuned to."""
+ADAPTATION = 0.05
+"""How much one move changes the logarithm of a step size."""
+
+
+@dataclass(frozen=True)
+class MCEM(MLE):
+    """Maximum likelihood by stochastic EM: −Σ_i w_i mean_c log p(x_i, z_ic | θ) over draws z_ic of p(z_i | x_i, θ).
+
+    By Fisher's identity its gradient at θ is, but for Monte Carlo error, that of the marginal log-likelihood. The draws
+    come from Markov chains that live as long as the fit: before each step every chain makes a few Metropolis moves at
+    the present θ, each unit's with a step size of its own (A Monte Carlo Implementation of the EM Algorithm and the
+    Poor Man's Data Augmentation Algorithms; Training Restricted Boltzmann Machines Using Approximations to the
+    Likelihood Gradient).
+
+    The loss is the complete-data one and does not tell of the likelihood; the information criteria integrate by
+    Laplace's method. Latents are drawn in unconstrained space. For standard errors fit `MLE` from the estimate
+    (``start=result.params``), where that integral is good enough.
+
+    Args:
+        num_chains: of every unit.
+        num_moves: Metropolis moves before each step.
+        kernel: "mala" (Langevin proposals) or "random_walk".
+        latents: as in `MLE`; those that are integrated there are sampled here.
+    """
+
+    num_chains: int = 4
+    num_moves: int = 5
+    kernel: str = "mala"
+
+    @property
+    def exact(self) -> bool:  # type: ignore[override]
+        return False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_chains", "num_moves"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        if self.kernel not in KERNELS:
+            raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {self.kernel!r}")
+        for name in ("robust", "data_noise", "mollify", "subsample"):
+            if getattr(self, name):
+                raise ValueError(f"MCEM does not go with {name}={getattr(self, name)!r}")
+
+    def problem(self, rng_key: Array, model: Callable, guide: Callable | None, data: Data) -> MCEMProblem:
+        problem: MCEMProblem = MCEMProblem.create(self, rng_key, model, data)  # type: ignore[assignment]
+        if not problem.roles.integrated:
+            found = ", ".join(repr(s.name) for s in problem.roles.enumerated)
+            raise ValueError(
+                "MCEM needs continuous latents that are not estimated, and the model has none"
+                + (f": {found} are discrete, take EM" if found else ": take MLE, or name what to estimate by latents=")
+            )
+        blocks, size = _block_shape(problem.roles)
+        kind = jnp.result_type(float)
+        memory = {
+            "u": jnp.zeros((self.num_chains, blocks, size), kind),
+            "log_step": jnp.full((blocks,), -0.5, kind),
+            "acceptance": jnp.zeros((), kind),
+        }
+        return replace(problem, memory=memory)
+
+
+class MCEMProblem(LikelihoodProblem):
+    """−E log p(x, z | θ) over the chains in its memory: ``u`` (chains, units, d), ``log_step`` (units,)."""
+
+    @property
+    def deterministic(self) -> bool:
+        return False
+
+    def complete(self, params: Params, u: Array, data: Data) -> tuple[Array, Array, Array]:
+        """log p(x_i, u_i | θ) ``(units,)``, the same of what belongs to no unit, and the log-prior. `u`: (units, d)."""
+        units, rest, prior = self._split(params, data, None, _from_blocks(u, self.roles), None)
+        if self.roles.blocks:
+            return units, rest, prior
+        return (jnp.sum(units) + rest)[None], jnp.zeros(()), prior
+
+    def loss(self, params: Params, rng_key: Array, data: Data) -> tuple[Array, Metrics]:
+        u = lax.stop_gradient(self.memory["u"])
+        units, rest, prior = jax.vmap(lambda one: self.complete(params, one, data))(u)
+        value = -(jnp.sum(self.weights * jnp.mean(units, axis=0)) + jnp.mean(rest) + prior[0])
+        if self.penalties is not None:
+            value = value + self.penalties.smooth(params)
+        return value, {"acceptance": self.memory["acceptance"]}
+
+    def refresh(self, memory: Any, params: Params, rng_key: Array) -> Any:
+        """Metropolis moves of every chain; step sizes follow the acceptance rate of their unit."""
+        langevin = self.options.kernel == "mala"  # type: ignore[attr-defined]
+        target = KERNELS[self.options.kernel]  # type: ignore[attr-defined]
+
+        def density(u: Array) -> tuple[Array, Array]:
+            """log p(x_i, u_i) ``(chains, units)`` and its gradient in u."""
+
+            def total(u: Array) -> tuple[Array, Array]:
+                values = jax.vmap(lambda one: self.complete(params, one, self.data)[0])(u)
+                return jnp.sum(values), values
+
+            if not langevin:
+                return total(u)[1], jnp.zeros_like(u)
+            (_, values), slope = jax.value_and_grad(total, has_aux=True)(u)
+            return values, slope
+
+        def move(carry: tuple, key: Array) -> tuple[tuple, Array]:
+            u, value, slope, log_step = carry
+            step = jnp.exp(log_step)[None, :, None]
+            key_normal, key_uniform = random.split(key)
+            drift = 0.5 * step**2 * slope
+            new = u + drift + step * random.normal(key_normal, u.shape, u.dtype)
+            new_value, new_slope = density(new)
+            ratio = new_value - value
+            if langevin:
+                there = jnp.sum((new - u - drift) ** 2, axis=-1)
+                back = jnp.sum((u - new - 0.5 * step**2 * new_slope) ** 2, axis=-1)
+                ratio = ratio + (there - back) / (2 * step[..., 0] ** 2)
+            ratio = jnp.where(jnp.isfinite(ratio), ratio, -jnp.inf)
+            chance = jnp.exp(jnp.minimum(ratio, 0.0))
+            accepted = random.uniform(key_uniform, ratio.shape, u.dtype) < chance
+            u = jnp.where(accepted[..., None], new, u)
+            value, slope = jnp.where(accepted, new_value, value), jnp.where(accepted[..., None], new_slope, slope)
+            rate = jnp.mean(chance, axis=0)
+            return (u, value, slope, log_step + ADAPTATION * (rate - target)), jnp.mean(rate)
+
+        start = (memory["u"], *density(memory["u"]), memory["log_step"])
+        keys = random.split(rng_key, self.options.num_moves)  # type: ignore[attr-defined]
+        (u, _, _, log_step), rates = lax.scan(move, start, keys)
+        return {"u": u, "log_step": log_step, "acceptance": jnp.mean(rates)}
+
+    def latents(self, params: Params) -> dict[str, Array]:
+        """The chains' present draws of the latent sites in the user's space, ``(chains, *site shape)``."""
+
+        def one(u: Array) -> dict[str, Array]:
+            substitute = self._values(params, _from_blocks(u, self.roles), None)
+            trace = handlers.trace(handlers.substitute(self._prepared(), substitute_fn=substitute)).get_trace(
+                **self.data
+            )
+            return {s.name: trace[s.name]["value"] for s in self.roles.integrated}
+
+        return jax.vmap(one)(self.memory["u"])
