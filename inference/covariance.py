@@ -236,10 +236,13 @@ def _one_sided(problem: Any, params: Params, hessian: np.ndarray) -> list[str]:
     names = unconstrained_names(params)
     main = [i for i in np.argsort(-np.abs(scaled)) if abs(scaled[i]) > 0.1 * np.abs(scaled).max()][:4]
     where = ", ".join(f"{names[i]} → {'+' if worst[i] > 0 else '−'}∞" for i in main)
-    discrete = getattr(getattr(problem, "roles", None), "discrete_observed", False)
+    values = problem.constrain(params)
+    site = names[main[0]].split("[")[0]
+    real = site in values and np.array_equal(ravel_pytree(values[site])[0], ravel_pytree(params[site])[0])  # type: ignore[index]
+    discrete = real and getattr(getattr(problem, "roles", None), "discrete_observed", False)
     reason = (
         "perfect separation: some combination of the covariates tells the outcomes apart without error"
-        if discrete else "a parameter at the boundary of its support"
+        if discrete else "a parameter at the boundary of its support, or one that the data say nothing of"
     )  # fmt: skip
     return [
         f"the likelihood keeps growing along {where} (unconstrained space), so the maximum is at infinity: {reason}. "

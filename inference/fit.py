@@ -145,7 +145,7 @@ def _solve(model: Callable, estimator: Estimator, data: Any, start: Any, solver:
         given = start.items() if isinstance(start, Mapping) else ()
         if given:
             problem = replace(problem, params={**problem.params, **problem.unconstrain(dict(given))})
-        starts = _feasible_starts(problem, key, num_restarts)
+        starts = _feasible_starts(problem, key, num_restarts, bool(given))
         solution = solvers.solve(
             problem, starts, num_steps, solver=solver, progress_bar=progress_bar,
             description=type(estimator).__name__, on_progress=on_progress,
@@ -171,13 +171,17 @@ def _solve(model: Callable, estimator: Estimator, data: Any, start: Any, solver:
     )  # fmt: skip
 
 
-def _feasible_starts(problem: Problem, key: Array, num_restarts: int) -> Params:
-    """Starting points with a finite loss: the problem's own where it has one, others jittered around it."""
+def _feasible_starts(problem: Problem, key: Array, num_restarts: int, given: bool) -> Params:
+    """Starting points with a finite loss: the problem's own, and the best of its other candidates.
+
+    What the user gave is where a single run starts; else it starts at the candidate of lowest loss.
+    """
     own = jax.tree.map(lambda x: jnp.asarray(x)[None], problem.project(problem.params))
-    if num_restarts == 1 and np.isfinite(_losses(problem, own)).all():
+    if given and num_restarts == 1 and np.isfinite(_losses(problem, own)).all():
         return own
-    tries = max(4 * num_restarts, 20)
-    many = jax.vmap(problem.project)(_starting_points(problem, random.split(key, tries)))
+    size = sum(np.size(x) for x in jax.tree.leaves(problem.data))
+    tries = max(4 * num_restarts, MANY_CANDIDATES if size < 1e6 else FEW_CANDIDATES)
+    many = _candidates(problem, key, tries)
     losses = _losses(problem, many)
     good = np.flatnonzero(np.isfinite(losses))
     if not good.size:
@@ -187,7 +191,27 @@ def _feasible_starts(problem: Problem, key: Array, num_restarts: int) -> Params:
             f"the loss is not finite at any of {tries} starting points: {why}. Check the data, or give start= a dict "
             "of feasible values of parameters."
         )
-    return jax.tree.map(lambda x: x[good[:num_restarts]], many)
+    best = good[np.argsort(losses[good], kind="stable")]
+    if given and np.isfinite(losses[0]):
+        best = np.concatenate([[0], best[best != 0]])
+    # fewer than asked for where the others are infeasible
+    return jax.tree.map(lambda x: x[best[:num_restarts]], many)
+
+
+MANY_CANDIDATES = 32
+FEW_CANDIDATES = 4
+"""Of starting points, for data of more than a million numbers."""
+
+
+@eqx.filter_jit
+def _candidates(problem: Problem, key: Array, num: int) -> Params:
+    """The problem's own point first, then its candidates, else points jittered around its own."""
+    own = jax.tree.map(lambda x: jnp.asarray(x)[None], problem.project(problem.params))
+    others = problem.candidates(random.fold_in(key, 2), num - 1)
+    if others is None:
+        return jax.vmap(problem.project)(_starting_points(problem, random.split(key, num)))
+    joined = jax.tree.map(lambda a, b: jnp.concatenate([a, b.astype(a.dtype)]), own, others)
+    return jax.vmap(problem.project)(joined)
 
 
 @eqx.filter_jit
