@@ -102,10 +102,14 @@ class Problem(eqx.Module):
     def constrain(self, params: Params) -> dict[str, Array]:
         """Parameters in the user's space, keyed by site name."""
 
-    def surrogate(self, params: Params, anchor: Params, data: Data) -> Array:
-        """Majorises the loss and touches it at the anchor, up to a constant of the anchor.
+    def expect(self, anchor: Params, data: Data) -> Any:
+        """What the surrogate needs of its anchor, computed once an anchor: an E-step. A pytree."""
+        return anchor
 
-        surrogate(p, a) − surrogate(a, a) ≥ loss(p) − loss(a): what lowers the surrogate lowers the loss, as much or
+    def surrogate(self, params: Params, expected: Any, data: Data) -> Array:
+        """Majorises the loss and touches it at the anchor, up to a constant; `expected` is what `expect` gave there.
+
+        surrogate(p) − surrogate(anchor) ≥ loss(p) − loss(anchor): what lowers the surrogate lowers the loss, as much or
         more.
         """
         raise NotImplementedError(f"{type(self).__name__} has no surrogate: it is not solved by EM")

@@ -117,13 +117,16 @@ class EMProblem(LikelihoodProblem):
         """p(z | x_i, θ) of every joint value of the discrete latents, ``(values, n)``."""
         return jax.nn.softmax(self.complete(params, data)[0], axis=0)
 
-    def surrogate(self, params: Params, anchor: Params, data: Data) -> Array:
+    def expect(self, anchor: Params, data: Data) -> Array:
+        """Responsibilities at the anchor, ``(values, n)``."""
+        return lax.stop_gradient(self.responsibilities(anchor, data))
+
+    def surrogate(self, params: Params, expected: Array, data: Data) -> Array:
         """−Q(θ | anchor) − log-prior. Its gradient at the anchor is that of the loss (Fisher's identity)."""
-        weight = lax.stop_gradient(self.responsibilities(anchor, data))
         units, rest, prior = self.complete(params, data)
         # a component that is impossible for a datum has log-density −∞ and no weight
-        expected = jnp.sum(jnp.where(weight > 0, weight * jnp.where(weight > 0, units, 0.0), 0.0), axis=0)
-        value = -(jnp.sum(self.weights * expected) + rest + prior)
+        terms = jnp.sum(jnp.where(expected > 0, expected * jnp.where(expected > 0, units, 0.0), 0.0), axis=0)
+        value = -(jnp.sum(self.weights * terms) + rest + prior)
         return value if self.penalties is None else value + self.penalties.smooth(params)
 
 

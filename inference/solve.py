@@ -121,10 +121,10 @@ def _decrement(f: Callable[[Array], Array], z: Array) -> Array:
 def em_map(problem: Problem, z: Array) -> Array:
     """One EM step: the surrogate anchored at z, minimised from z, by Newton or (many parameters) by L-BFGS."""
     unravel = ravel_pytree(problem.params)[1]
-    anchor = unravel(z)
+    expected = problem.expect(unravel(curvature.off_zero(z)), problem.data)
 
     def q(new: Array) -> Array:
-        value = problem.surrogate(unravel(new), anchor, problem.data)
+        value = problem.surrogate(unravel(curvature.off_zero(new)), expected, problem.data)
         return jnp.where(jnp.isfinite(value), value, jnp.inf)
 
     if z.shape[0] <= NEWTON_LIMIT:
