@@ -304,7 +304,8 @@ def markdown_table(table: pd.DataFrame) -> str:
     numbered = isinstance(table.index, pd.RangeIndex)
     names = [str(c) for c in table.columns]
     head = names if numbered else [str(table.index.name or ""), *names]
-    lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
+    align = "---|" if table.attrs.get("words") else "---:|"
+    lines = [f"| {' | '.join(head)} |", "|---|" + align * (len(head) - 1)]
     for index, *values in table.itertuples():
         cells = [str(v).replace("|", "\\|") for v in (values if numbered else [index, *values])]
         lines.append(f"| {' | '.join(cells)} |")
