@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import pandas as pd
 import pytest
 from scipy import integrate, optimize, stats
 
 import estimax
 from estimax.estimators import ELBO, MAP, MLE, Laplace
+from estimax.models import glm
 
 sm = pytest.importorskip("statsmodels.api")
 
@@ -120,6 +122,66 @@ def test_longley_in_raw_units():
     sigma = np.sqrt(peer.ssr / n)
     np.testing.assert_allclose(table["estimate"]["sigma"], sigma, rtol=1e-6)
     np.testing.assert_allclose(table["std_err"]["sigma"], sigma / np.sqrt(2 * n), rtol=1e-5)  # delta method, by hand
+
+
+def test_negative_binomial_regression_equals_statsmodels():
+    data = glm.negative_binomial_data()
+    data = {"x": data["x"][:1500, :3], "y": data["y"][:1500]}
+    design = sm.add_constant(data["x"])
+    peer = sm.NegativeBinomial(data["y"], design).fit(disp=0, method="bfgs", maxiter=1000, gtol=1e-10)
+    peer = sm.NegativeBinomial(data["y"], design).fit(disp=0, method="newton", start_params=peer.params, tol=1e-14)
+    table = fit(glm.negative_binomial, MLE(), data).summary().loc[["intercept", "b[0]", "b[1]", "b[2]", "alpha"]]
+    np.testing.assert_allclose(table["estimate"], peer.params, rtol=1e-5)
+    np.testing.assert_allclose(table["std_err"], peer.bse, rtol=1e-5)
+    np.testing.assert_allclose(table.attrs["AIC"], peer.aic, rtol=1e-8)
+
+
+def test_ordinal_regression_equals_statsmodels():
+    from statsmodels.miscmodels.ordinal_model import OrderedModel
+
+    data = glm.ordinal_data()
+    x, y = data["x"], data["y"]
+    # standardised: its own Hessian is a finite difference
+    standard = (x - x.mean(0)) / x.std(0)
+    peer = OrderedModel(y, standard, distr="logit").fit(disp=0, method="bfgs", maxiter=2000, gtol=1e-9)
+    table = fit(glm.ordinal, MLE(), {**data, "x": standard}).summary()
+    slopes = table.loc[[f"b[{i}]" for i in range(x.shape[1])]]
+    np.testing.assert_allclose(slopes["estimate"], peer.params[: x.shape[1]], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(slopes["std_err"], peer.bse[: x.shape[1]], rtol=1e-4)
+    np.testing.assert_allclose(table.attrs["log_likelihood"], peer.llf, rtol=1e-9)
+    np.testing.assert_allclose(table.attrs["AIC"], peer.aic, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "peer"), [("weibull", "WeibullAFTFitter"), ("loglogistic", "LogLogisticAFTFitter")])
+def test_accelerated_failure_times_equal_lifelines(name, peer):
+    lifelines = pytest.importorskip("lifelines")
+    model = estimax.models.get(f"{name}_survival")
+    data = model.data()
+    frame = pd.DataFrame({"time": data["time"], "event": data["event"], "age": data["x"][:, 0]})
+    fitted = getattr(lifelines, peer)().fit(frame, "time", "event")
+    table = fit(model.model, MLE(), data).summary()
+    np.testing.assert_allclose(table.attrs["log_likelihood"], fitted.log_likelihood_, rtol=1e-5)
+    log_shape = table["std_err"]["shape"] / table["estimate"]["shape"]  # lifelines reports log shape
+    ours = [table["std_err"]["b[0]"], table["std_err"]["intercept"], log_shape]
+    np.testing.assert_allclose(ours, fitted.standard_errors_, rtol=2e-2)  # it stops 0.02 s.e. from the maximum
+    found = [table["estimate"]["b[0]"], table["estimate"]["intercept"], np.log(table["estimate"]["shape"])]
+    np.testing.assert_array_less(np.abs(found - fitted.params_) / fitted.standard_errors_, 0.05)
+
+
+@pytest.mark.parametrize(("name", "published"), [("poisson_hmm", 329.4603), ("gaussian_hmm", None)])
+def test_hidden_markov_models_find_the_published_maximum(name, published):
+    """Zucchini and MacDonald's three-state model of the earthquakes; hmmlearn's best of ten for the Nile."""
+    model = estimax.models.get(name)
+    result = fit(model.model, MLE(), model.data())
+    if published is None:
+        hmm = pytest.importorskip("hmmlearn.hmm")
+        y = np.asarray(model.data()["y"]).reshape(-1, 1)
+        peers = [hmm.GaussianHMM(2, n_iter=500, tol=1e-8, random_state=s).fit(y).score(y) for s in range(10)]
+        published = -max(peers)
+        # its first state has a free distribution, ours the stationary one: ln 2 at most
+        assert published - 1e-4 < result.losses[-1] < published + np.log(2)
+    else:
+        np.testing.assert_allclose(result.losses[-1], published, atol=1e-4)
 
 
 def test_weights_are_repetitions(spector):
