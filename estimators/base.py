@@ -107,7 +107,7 @@ class Problem(eqx.Module):
         return anchor
 
     def surrogate(self, params: Params, expected: Any, data: Data) -> Array:
-        """Majorises the loss and touches it at the anchor, up to a constant; `expected` is what `expect` gave there.
+        """Majorises the loss and touches it at the anchor, up to a constant. `expected` comes from `expect`.
 
         surrogate(p) − surrogate(anchor) ≥ loss(p) − loss(anchor): what lowers the surrogate lowers the loss, as much or
         more.

@@ -407,7 +407,8 @@ class LikelihoodProblem(Problem):
         model = handlers.substitute(
             self._prepared(0 if key is None else key), substitute_fn=self._values(params, extra, combination)
         )
-        noise_key = None if key is None else random.fold_in(key, 1)
+        # fold_in(key, i) is split(key)[i], which NumPyro's seed handler uses: a number that it does not reach
+        noise_key = None if key is None else random.fold_in(key, 2**31 - 1)
         share = None
         if self.memory is not None and self.options.mollify:
             done = jnp.minimum((self.memory - 1) / self.options.mollify_steps, 1.0)

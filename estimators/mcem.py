@@ -10,14 +10,19 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax, random
 from numpyro import handlers
+from numpyro.distributions.transforms import biject_to
 
 from .base import Data, Metrics, Params
-from .likelihood import MLE, LikelihoodProblem, _block_shape, _from_blocks
+from .likelihood import MLE, LikelihoodProblem, Roles, _block_shape, _from_blocks, _log_det, _to_units
 
 KERNELS = {"mala": 0.574, "random_walk": 0.35}
 """Kernels and the acceptance rates that they are tuned to."""
-ADAPTATION = 0.05
-"""How much one move changes the logarithm of a step size."""
+ADAPTATION = 0.3
+"""How much the first moves change the logarithm of a step size."""
+DECAY = 0.6
+"""Power of the number of moves by which this falls: a step size that never settles would bias the draws."""
+AVERAGING = 0.05
+"""Weight of the latest round in the running acceptance of proposals from the prior."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +43,17 @@ class MCEM(MLE):
         num_chains: of every unit.
         num_moves: Metropolis moves before each step.
         kernel: "mala" (Langevin proposals) or "random_walk".
+        control_variate: end each round by proposing a draw of the prior to every chain, and subtract from the loss
+            β_i log p(z̃_i | θ) of these proposals. Its gradient has mean zero and, as far as proposals are accepted, the
+            errors of the draws; β_i is the mean acceptance of the unit so far (Training Chain-of-Thought via
+            Latent-Variable Inference). Worth it where data say little of each latent.
         latents: as in `MLE`; those that are integrated there are sampled here.
     """
 
     num_chains: int = 4
     num_moves: int = 5
     kernel: str = "mala"
+    control_variate: bool = False
 
     @property
     def exact(self) -> bool:  # type: ignore[override]
@@ -74,8 +84,15 @@ class MCEM(MLE):
         memory = {
             "u": jnp.zeros((self.num_chains, blocks, size), kind),
             "log_step": jnp.full((blocks,), -0.5, kind),
+            "count": jnp.zeros((), kind),
             "acceptance": jnp.zeros((), kind),
         }
+        if self.control_variate:
+            memory |= {
+                "proposal": jnp.zeros((self.num_chains, blocks, size), kind),
+                "beta": jnp.zeros((blocks,), kind),
+                "prior_acceptance": jnp.zeros((blocks,), kind),
+            }
         return replace(problem, memory=memory)
 
 
@@ -93,10 +110,33 @@ class MCEMProblem(LikelihoodProblem):
             return units, rest, prior
         return (jnp.sum(units) + rest)[None], jnp.zeros(()), prior
 
+    def prior(self, params: Params, u: Array, data: Data) -> Array:
+        """log p(u_i | θ), the density of the latents alone, ``(units,)``."""
+        extra = _from_blocks(u, self.roles)
+        log_probs, trace = self._log_probs(params, data, None, extra, None)
+        terms = [log_probs[n] + _log_det(trace[n], extra[n]) for n in extra]
+        if not self.roles.blocks:
+            return sum((jnp.sum(t) for t in terms), jnp.zeros(()))[None]
+        units = [jnp.ravel(_to_units(t, self.roles.unit_dims)) for t in terms]
+        return sum(units[1:], units[0])
+
+    def draw_prior(self, params: Params, rng_key: Array) -> Array:
+        """Unconstrained latents drawn from p(u | θ), ``(units, d)``."""
+        model = handlers.substitute(self._prepared(rng_key), substitute_fn=self._values(params, {}, None))
+        trace = handlers.trace(model).get_trace(**self.data)
+        values = {
+            s.name: biject_to(trace[s.name]["fn"].support).inv(trace[s.name]["value"]) for s in self.roles.integrated
+        }
+        return _to_blocks(values, self.roles)
+
     def loss(self, params: Params, rng_key: Array, data: Data) -> tuple[Array, Metrics]:
         u = lax.stop_gradient(self.memory["u"])
         units, rest, prior = jax.vmap(lambda one: self.complete(params, one, data))(u)
         value = -(jnp.sum(self.weights * jnp.mean(units, axis=0)) + jnp.mean(rest) + prior[0])
+        if self.options.control_variate:  # type: ignore[attr-defined]
+            proposal = lax.stop_gradient(self.memory["proposal"])
+            scores = jnp.mean(jax.vmap(lambda one: self.prior(params, one, data))(proposal), axis=0)
+            value = value + jnp.sum(self.weights * self.memory["beta"] * scores)
         if self.penalties is not None:
             value = value + self.penalties.smooth(params)
         return value, {"acceptance": self.memory["acceptance"]}
@@ -119,7 +159,8 @@ class MCEMProblem(LikelihoodProblem):
             return values, slope
 
         def move(carry: tuple, key: Array) -> tuple[tuple, Array]:
-            u, value, slope, log_step = carry
+            u, value, slope, log_step, count = carry
+            gain = ADAPTATION / (1 + count) ** DECAY
             step = jnp.exp(log_step)[None, :, None]
             key_normal, key_uniform = random.split(key)
             drift = 0.5 * step**2 * slope
@@ -136,12 +177,29 @@ class MCEMProblem(LikelihoodProblem):
             u = jnp.where(accepted[..., None], new, u)
             value, slope = jnp.where(accepted, new_value, value), jnp.where(accepted[..., None], new_slope, slope)
             rate = jnp.mean(chance, axis=0)
-            return (u, value, slope, log_step + ADAPTATION * (rate - target)), jnp.mean(rate)
+            return (u, value, slope, log_step + gain * (rate - target), count + 1), jnp.mean(rate)
 
-        start = (memory["u"], *density(memory["u"]), memory["log_step"])
-        keys = random.split(rng_key, self.options.num_moves)  # type: ignore[attr-defined]
-        (u, _, _, log_step), rates = lax.scan(move, start, keys)
-        return {"u": u, "log_step": log_step, "acceptance": jnp.mean(rates)}
+        start = (memory["u"], *density(memory["u"]), memory["log_step"], memory["count"])
+        # one split for all: fold_in(key, i) is split(key)[i]
+        *keys, key_draw, key_accept = random.split(rng_key, self.options.num_moves + 2)  # type: ignore[attr-defined]
+        (u, value, _, log_step, count), rates = lax.scan(move, start, jnp.stack(keys))
+        new = {"u": u, "log_step": log_step, "count": count, "acceptance": jnp.mean(rates)}
+        if not self.options.control_variate:  # type: ignore[attr-defined]
+            return new
+        proposal = jax.vmap(lambda key: self.draw_prior(params, key))(random.split(key_draw, len(u)))
+        # the ratio of likelihoods: the prior is the proposal's own density
+        gain = density(proposal)[0] - value
+        prior = jax.vmap(lambda one: self.prior(params, one, self.data))
+        gain = gain - prior(proposal) + prior(u)
+        chance = jnp.exp(jnp.minimum(jnp.where(jnp.isfinite(gain), gain, -jnp.inf), 0.0))
+        accepted = random.uniform(key_accept, chance.shape, u.dtype) < chance
+        rate = memory["prior_acceptance"]
+        return new | {
+            "u": jnp.where(accepted[..., None], proposal, u),
+            "proposal": proposal,
+            "beta": rate,  # of earlier rounds, so that it does not depend on this proposal
+            "prior_acceptance": rate + AVERAGING * (jnp.mean(chance, axis=0) - rate),
+        }
 
     def latents(self, params: Params) -> dict[str, Array]:
         """The chains' present draws of the latent sites in the user's space, ``(chains, *site shape)``."""
@@ -154,3 +212,14 @@ class MCEMProblem(LikelihoodProblem):
             return {s.name: trace[s.name]["value"] for s in self.roles.integrated}
 
         return jax.vmap(one)(self.memory["u"])
+
+
+def _to_blocks(values: dict[str, Array], roles: Roles) -> Array:
+    """The inverse of `_from_blocks`: rows of latent values, one a block."""
+    if not roles.blocks:
+        return jnp.concatenate([jnp.ravel(values[s.name]) for s in roles.integrated])[None]
+    rows = []
+    for site in roles.integrated:
+        axes = [site.batch_ndim + d for d in roles.unit_dims]
+        rows.append(jnp.moveaxis(values[site.name], axes, range(len(axes))).reshape(roles.num_units, -1))
+    return jnp.concatenate(rows, axis=1)

@@ -70,7 +70,8 @@ class SmoothedLocation(MLE):
         problem: SmoothedLocationProblem = SmoothedLocationProblem.create(self, rng_key, model, data)  # type: ignore[assignment]
         site, value = _observed(problem)
         if self.perturb:
-            noise = random.normal(random.fold_in(rng_key, 7), value.shape, value.dtype)
+            # fold_in(key, i) is split(key)[i], and the model's own keys are splits: a number that no split reaches
+            noise = random.normal(random.fold_in(rng_key, 2**31 - 1), value.shape, value.dtype)
             value = value + self.radius * noise
         grid = _grid(value, self.radius, self.num_quadrature)
         centre = jnp.median(value)

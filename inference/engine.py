@@ -96,7 +96,8 @@ def update(problem: Problem, optimizer: optax.GradientTransformation, state: Sta
     rng_key, step_key = random.split(state.rng_key)
     memory = state.memory
     if memory is not None:
-        memory = problem.refresh(memory, jax.lax.stop_gradient(state.params), random.fold_in(step_key, 1))
+        step_key, refresh_key = random.split(step_key)
+        memory = problem.refresh(memory, jax.lax.stop_gradient(state.params), refresh_key)
         problem = problem.with_memory(memory)
     (loss, metrics), grads = jax.value_and_grad(problem.loss, has_aux=True)(state.params, step_key, problem.data)
     # the value is for those that follow it, like optax.contrib.reduce_on_plateau; the others ignore it

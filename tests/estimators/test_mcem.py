@@ -75,6 +75,37 @@ def test_chains_hold_the_posterior_of_the_effects(fitted):
     assert np.mean(draws.std(0) / sd) == pytest.approx(1, abs=0.03)
 
 
+def test_control_variate_leaves_the_mean_and_lowers_the_variance():
+    """Gradients at fixed parameters, with data that say little, against that of the closed-form likelihood."""
+    y = np.asarray(0.3 + 0.5 * np.random.default_rng(3).normal(size=(40, 1)), np.float32)
+    mu, tau = 0.0, 0.5  # sigma is 1
+    params = {"mu": jnp.asarray(mu), "tau": jnp.log(tau), "sigma": jnp.asarray(0.0)}
+    spread = tau**2 + 1
+    truth = np.array([-np.sum(y - mu) / spread, -np.sum((y - mu) ** 2 / spread - 1) * tau**2 / spread])  # of the loss
+    found = {}
+    for flag in (False, True):
+        problem = MCEM(num_chains=1, num_moves=3, control_variate=flag).problem(
+            jax.random.key(0), effects, None, {"y": y}
+        )
+
+        @eqx.filter_jit
+        def run(problem, keys):
+            def step(memory, key):
+                memory = problem.refresh(memory, params, key)
+                now = problem.with_memory(memory)
+                grad = jax.grad(lambda p: now.loss(p, key, problem.data)[0])(params)
+                return memory, jnp.stack([grad["mu"], grad["tau"]])
+
+            return jax.lax.scan(step, problem.memory, keys)
+
+        memory, gradients = run(problem, jax.random.split(jax.random.key(1), 4000))
+        found[flag] = np.asarray(gradients)[500:]
+        batches = found[flag].reshape(50, -1, 2).mean(1)  # their spread knows the autocorrelation
+        assert np.all(np.abs(batches.mean(0) - truth) < 4 * batches.std(0) / np.sqrt(50))
+    assert memory["prior_acceptance"].mean() > 0.5
+    assert np.all(found[True].var(0) < 0.8 * found[False].var(0))
+
+
 def test_resume_keeps_the_chains(fitted):
     more = fitted.resume(5, progress_bar=False)
     assert more.num_steps == 805
