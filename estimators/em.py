@@ -6,20 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax, random
-from numpyro import handlers
-from numpyro.distributions.transforms import biject_to
-from numpyro.infer.initialization import init_to_sample
+from jax import Array, lax
 
 from .base import Data, Params
 from .likelihood import MLE, LikelihoodProblem, _combinations
-
-NUM_STARTS = 10
-"""Draws of the prior, the likeliest of which is where a single run starts."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +66,7 @@ class EM(MLE):
                    "Where the model sums its latents itself (a mixture distribution, models.hmm), take MLE: it has "
                    "the same optimum")
             )  # fmt: skip
-        many = jax.vmap(problem.init)(random.split(rng_key, NUM_STARTS))
-        return eqx.tree_at(lambda p: p.params, problem, _likeliest(problem, many))
-
-
-@eqx.filter_jit
-def _likeliest(problem: EMProblem, many: Params) -> Params:
-    losses = jax.vmap(lambda p: problem.loss(p, random.key(0), problem.data)[0])(many)
-    best = jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf))
-    return jax.tree.map(lambda x: x[best], many)
+        return problem
 
 
 class EMProblem(LikelihoodProblem):
@@ -93,24 +78,13 @@ class EMProblem(LikelihoodProblem):
 
     def init(self, rng_key: Array) -> Params:
         """Param sites as the model draws them, latent sites drawn from their prior."""
-        model = handlers.substitute(self._prepared(rng_key), substitute_fn=init_to_sample)
-        tr = handlers.trace(model).get_trace(**self.data)
-        out = {}
-        for name, site in tr.items():
-            if site["type"] == "param":
-                out[name] = self.transforms[name].inv(site["value"])
-            elif name in self.roles.estimated:
-                out[name] = biject_to(site["fn"].support).inv(site["value"])
-        return {
-            n: jax.tree.map(lambda x: lax.convert_element_type(x, jnp.result_type(x, float)), v) for n, v in out.items()
-        }
+        return self.drawn(rng_key)
 
     def complete(self, params: Params, data: Data) -> tuple[Array, Array, Array]:
         """log p(x_i, z | θ) of every value of z, ``(values, n)``; of what belongs to no unit; and the log-prior."""
-        if self.roles.blocks:
-            units, rest, prior = jax.vmap(lambda c: self._split(params, data, None, {}, c))(_combinations(self.roles))
-            return units, rest[0], prior[0]
         units, rest, prior = jax.vmap(lambda c: self._split(params, data, None, {}, c))(_combinations(self.roles))
+        if self.roles.blocks:
+            return units, rest[0], prior[0]
         return (jnp.sum(units, axis=1) + rest)[:, None], jnp.zeros(()), prior[0]
 
     def responsibilities(self, params: Params, data: Data) -> Array:
