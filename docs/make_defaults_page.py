@@ -19,6 +19,7 @@ from estimax.inference.bench.figures import short
 from estimax.inference.bench.peers import PEERS
 from estimax.inference.bench.report import make_sections, markdown_table, percent
 from estimax.inference.bench.runner import Benchmark
+from estimax.inference.bench.suites import OURS
 
 PAGE = Path(__file__).parent / "how-good-are-the-defaults.md"
 GOALS = {"default": 12, "best of estimax": 13}
@@ -45,7 +46,7 @@ def page(csv: Path) -> str:
         f"python docs/make_defaults_page.py benchmarks/results/{csv.name}",
         "```",
         "",
-        f"{runs['case'].nunique()} models, {len(runs)} runs; {_seeds(runs)}.",
+        f"{runs['case'].nunique()} models, {len(runs)} runs; {_seeds(runs)}.{_not_run(runs)}",
         "",
         "## In short",
         "",
@@ -88,6 +89,15 @@ def _seeds(runs: pd.DataFrame) -> str:
     usual = int(seeds.max())
     fewer = [f"{name} with {count}" for name, count in seeds.items() if count < usual]
     return f"{usual} seeds" + (f" ({', '.join(fewer)})" if fewer else "")
+
+
+def _not_run(runs: pd.DataFrame) -> str:
+    """What the suite has and the table has not, so that an interrupted run is not taken for a whole one."""
+    columns = [name for name in (*OURS, *PEERS) if name not in set(runs["column"])]
+    models = runs.groupby("column")["case"].nunique()
+    partly = [f"{name} on {count} models only" for name, count in models.items() if count < runs["case"].nunique()]
+    left = [*(f"{name} not at all" for name in columns), *partly]
+    return f" The run was cut short: {', '.join(left)}." if left else ""
 
 
 def _goals(counts: pd.DataFrame, honesty: pd.DataFrame) -> list[str]:
