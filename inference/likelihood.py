@@ -66,8 +66,22 @@ def point_summary(covariance: Covariance, prob: float) -> pd.DataFrame:
 
 
 def information_criteria(result: FitResult) -> pd.Series:
-    """log_likelihood, num_params, num_units, AIC, AICc, BIC and TIC = −2ℓ + 2 tr(G H⁻¹) (NaN without units)."""
+    """log_likelihood, num_params, num_units, AIC, AICc, BIC and TIC = −2ℓ + 2 tr(G H⁻¹) (NaN without units).
+
+    Under l1 or a bound the parameters that are not zero count (On the Degrees of Freedom of the Lasso), and TIC is NaN;
+    under group or fused all but the log-likelihood and the number of units is NaN.
+    """
     value, k, n = log_likelihood(result), num_params(result), int(result.problem.num_units)  # type: ignore[attr-defined]
+    if result.problem.nonsmooth:
+        separable = result.problem.penalties.separable  # type: ignore[attr-defined]
+        free = sum(np.count_nonzero(x) for x in jax.tree.leaves(result.unconstrained)) if separable else math.nan
+        return pd.Series(
+            {
+                "log_likelihood": value, "num_params": free, "num_units": n, "AIC": -2 * value + 2 * free,
+                "AICc": -2 * value + 2 * free * n / (n - free - 1) if not free >= n - 1 else math.inf,
+                "BIC": -2 * value + free * math.log(n), "TIC": math.nan,
+            }
+        )  # fmt: skip
     aic = -2 * value + 2 * k
     trace = information_trace(result)
     tic = math.nan if trace is None else -2 * value + 2 * trace

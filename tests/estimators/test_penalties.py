@@ -66,6 +66,17 @@ def test_lasso_on_raw_scales():
     assert found.losses[-1] == pytest.approx(objective, rel=1e-9)
 
 
+def test_information_criteria_count_what_is_not_zero():
+    found = fit(linear, MLE(l1={"b": 15.0}), {"x": X, "y": Y}).information_criteria()
+    peer = Lasso(alpha=0.1, tol=1e-13, max_iter=10**6).fit(X, Y)
+    free = np.count_nonzero(peer.coef_) + 1  # and the intercept
+    value = -0.5 * np.sum((Y - peer.predict(X)) ** 2) - 75 * np.log(2 * np.pi)
+    assert found["log_likelihood"] == pytest.approx(value, rel=1e-9)
+    assert found["num_params"] == free
+    assert found["AIC"] == pytest.approx(-2 * value + 2 * free, rel=1e-9)
+    assert found["AICc"] == pytest.approx(found["AIC"] + 2 * free * (free + 1) / (150 - free - 1), rel=1e-9)
+
+
 def test_fista_agrees():
     found = fit(linear, MLE(l1={"b": 15.0}), {"x": XS, "y": Y}, optimizer="fista", num_steps=2000)
     peer = Lasso(alpha=0.1, tol=1e-13, max_iter=10**6).fit(XS, Y)
