@@ -1,4 +1,4 @@
-"""Partially observable Poisson GLM: VI, CHIVI, VBIS, VIS over seeds of data and fit.
+"""Partially observable Poisson GLM: VI, CHIVI, VBIS, VIS over seeds of the fit.
 
 Held-out log-likelihood per trial by importance sampling from the fitted guide (a lower bound on average), and errors of
 weights and biases with hidden neurons matched.

@@ -1,8 +1,7 @@
 """The VIS paper's toy mixture at its own setting: Adam 0.002, 200 epochs of 10 batches, 5,000 particles, score.
 
 Held-out log-likelihoods of 1,000 test points: marginal log p(x) by quadrature, complete log p(x, z) and hidden
-log q(z | x) at the true z. The authors' data are not fixed anywhere, so `--data-seeds` repeats the comparison on other
-simulated sets, where the yardstick is the best marginal that any parameters reach.
+log q(z | x) at the true z. The authors' data are not fixed anywhere; these are the built-in model's.
 """
 
 from __future__ import annotations
