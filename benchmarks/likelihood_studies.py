@@ -1,7 +1,7 @@
 """Two studies of maximum likelihood, every fit of a study in one vmapped program.
 
-Covariate shift: MLE against likelihood weighted by target/source density (MLE Is All You Need for Well-Specified Covariate
-Shift), for linear and logistic regression and phase retrieval, with the model right and wrong. Generative against
+Covariate shift: MLE against likelihood weighted by target/source density (MLE Is All You Need for Well-Specified
+Covariate Shift), for linear and logistic regression and phase retrieval, with the model right and wrong. Generative against
 discriminative: naive Bayes against logistic regression by sample size (Revisiting Discriminative vs. Generative
 Classifiers). Writes results/likelihood_studies.json and the two pictures of docs/standard-errors.md.
 """
@@ -150,7 +150,8 @@ def draw_shift(results: dict[str, Any]) -> None:
         for offset, label, colour in ((-0.12, "MLE", "C0"), (0.12, "weighted MLE", "C1")):
             rows = [results[f"{name}, {truth}, {label}"] for name in CASES]
             axis.errorbar(np.arange(len(CASES)) + offset, [r["mean"] for r in rows],
-                          yerr=[2 * r["stderr"] for r in rows], fmt="o", color=colour, label=label, capsize=3)  # fmt: skip
+                          yerr=[2 * r["stderr"] for r in rows], fmt="o", color=colour, label=label,
+                          capsize=3)  # fmt: skip
         axis.set(xticks=range(len(CASES)), xticklabels=list(CASES), yscale="log", title=truth)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("squared error of the mean on the target\n(± 2 s.e.)")

@@ -91,7 +91,7 @@ class Problem(eqx.Module):
         """Initial unconstrained values drawn with another key: the starting points of restarts. Pure, vmappable."""
 
     def candidates(self, rng_key: Array, num: int) -> Params | None:
-        """More starting points for an exact loss with several minima, with a leading axis; None where there are none."""
+        """More starting points for a loss with several minima, with a leading axis; None where there are none."""
         return None
 
     @abc.abstractmethod

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -135,5 +134,3 @@ def _scale(problem: LaplaceProblem, params: Params) -> Array:
     d = 1 / jnp.sqrt(jnp.diagonal(hessian))  # units must not matter to the factorisation
     inverse = jnp.linalg.inv(hessian * d[:, None] * d) * d[:, None] * d
     return jnp.linalg.cholesky((inverse + inverse.T) / 2)
-
-

@@ -28,8 +28,6 @@ from .lookup import (
     available_estimators,
     available_guides,
     check_optimizer,
-    default,
-    fields,
     find_estimator,
     find_guide,
     find_model,
@@ -561,6 +559,7 @@ def _patient() -> Iterator[None]:
 
 
 def _fit(args: argparse.Namespace) -> int:
+    from .data import describe
     from .fit import default_estimator, fit
 
     cls = type(default_estimator()) if args.estimator is None else find_estimator(args.estimator)
@@ -575,7 +574,7 @@ def _fit(args: argparse.Namespace) -> int:
         return INTERRUPTED
     with _patient():
         if not args.quiet:
-            print(f"{target.name}: {_describe(estimator)}, {result.num_steps} steps in {result.seconds:.1f} s\n")
+            print(f"{target.name}: {describe(estimator)}, {result.num_steps} steps in {result.seconds:.1f} s\n")
         _print_summary(result, target)
         if not args.quiet:
             print(f"\n{result.diagnose(seed=args.seed)}")
@@ -596,13 +595,6 @@ def _fit(args: argparse.Namespace) -> int:
     return OK if result.status == "finished" else FAILED
 
 
-def _describe(estimator: Any) -> str:
-    """The estimator with those arguments that tell it from its default."""
-    values = {n: (getattr(estimator, n), default(f)) for n, f in fields(type(estimator)).items()}
-    shown = [f"{n}={value!r}" for n, (value, usual) in values.items() if n == "num_particles" or value != usual]
-    return f"{type(estimator).__name__}({', '.join(shown)})"
-
-
 def _print_summary(result: Any, target: Target) -> None:
     """Posterior and, where the model has parameters of its own, their values."""
     import jax
@@ -621,9 +613,9 @@ def _print_summary(result: Any, target: Target) -> None:
         else:
             print(frame.to_string(float_format=lambda x: f"{x:.4g}"))
 
-    if not has_posterior(result) and result.problem.deterministic:
+    if not has_posterior(result):
         summary = result.summary()
-        print(f"estimates (standard errors: {summary.attrs['covariance']})")
+        print(f"estimates (standard errors: {summary.attrs.get('covariance', 'none, the loss has kinks or noise')})")
         show(summary)
         criteria = [f"{k} {v:.6g}" for k, v in summary.attrs.items() if k != "covariance" and np.isfinite(v)]
         print("\n" + "; ".join(criteria).replace("_", " "))

@@ -34,6 +34,8 @@ COLUMNS = {
     "khat": "Pareto k̂ of the weights",
     "verdict": "what k̂ says of importance sampling",
     "ess": "effective sample size of the weights",
+    "log_likelihood": "of a point estimate, nats",
+    "aic": "Akaike's criterion of a point estimate",
     "mean_error": "worst error of a posterior mean against the reference, in reference sd",
     "sd_error": "worst relative error of a posterior sd",
     "psis_mean_error": "the same after PSIS resampling",
@@ -284,10 +286,14 @@ def _cost(result: FitResult) -> dict[str, Any]:
 
 def _measure(result: FitResult, reference: dict[str, np.ndarray] | None, num_samples: int, seed: int) -> dict[str, Any]:
     if not has_posterior(result):
-        if reference is None:
-            return {}
-        estimate_alone = {n: np.asarray(v)[None] for n, v in result.params.items() if hasattr(v, "shape")}
-        return {"mean_error": posterior_error(estimate_alone, reference)[0]}
+        point: dict[str, Any] = {}
+        if result.has_curvature and hasattr(result.problem, "log_likelihood"):
+            criteria = result.information_criteria()
+            point = {"log_likelihood": criteria["log_likelihood"], "aic": criteria["AIC"]}
+        if reference is not None:
+            alone = {n: np.asarray(v)[None] for n, v in result.params.items() if hasattr(v, "shape")}
+            point["mean_error"] = posterior_error(alone, reference)[0]
+        return point
     log_w = np.asarray(result.log_weights(num_samples, seed=seed + 1))
     e = estimate(log_w)
     row: dict[str, Any] = {
@@ -486,6 +492,8 @@ def _readable(frame: pd.DataFrame) -> pd.DataFrame:
     put("IW bound", lambda v: f"{v:.3f}", "iw_bound")
     put("k̂", khat_text, "khat", "verdict")
     put("ESS", lambda v: f"{v:.0f}", "ess")
+    put("log lik", lambda v: f"{v:.3f}", "log_likelihood")
+    put("AIC", lambda v: f"{v:.2f}", "aic")
     put("mean err", _short, "mean_error")
     put("sd err", _percent, "sd_error")
     put("PSIS mean err", _short, "psis_mean_error")

@@ -136,7 +136,7 @@ def compute(result: FitResult, kind: Any = None, *, num_replicates: int = NUM_RE
         matrix = inverse @ (scores.T @ scores) @ inverse  # type: ignore[union-attr]
     elif name == "cluster":
         summed = np.zeros((kind[1].values.astype(int).max() + 1, scores.shape[1]))  # type: ignore[union-attr]
-        np.add.at(summed, kind[1].values.astype(int), scores)
+        np.add.at(summed, kind[1].values.astype(int), scores)  # type: ignore[arg-type]
         matrix = inverse @ (summed.T @ summed) @ inverse
     else:
         refits = bootstrap(problem, params, num_replicates, seed, parametric=name == "parametric_bootstrap")
@@ -148,8 +148,8 @@ def compute(result: FitResult, kind: Any = None, *, num_replicates: int = NUM_RE
         far = np.abs(refits.unconstrained[good] - np.asarray(ravel_pytree(params)[0])) > 20 * sds
         if far.any():
             notes.append(
-                f"{far.any(1).sum()} of {len(replicates)} refits ran off to more than 20 standard errors (separation in "
-                "the resampled data?): they dominate the standard errors; the percentile intervals bear them"
+                f"{far.any(1).sum()} of {len(replicates)} refits ran off to more than 20 standard errors (separation "
+                "in the resampled data?): they dominate the standard errors; the percentile intervals bear them"
             )
         matrix = np.atleast_2d(np.cov(refits.unconstrained[good], rowvar=False))
     constrained = (
@@ -272,6 +272,7 @@ def _refits(problem: Any, params: Params, weights: Array | None, keys: Array | N
         return z, ravel_pytree(problem.constrain(unravel(z)))[0], decrement
 
     replicates = weights if keys is None else keys
+    assert replicates is not None
     return lax.map(one, replicates, batch_size=min(100, len(replicates)))
 
 

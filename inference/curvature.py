@@ -78,8 +78,8 @@ def newton_step(
     """One Newton step with backtracking, and chords after it. Affine-invariant: raw scales do not slow it down.
 
     Returns:
-        The new point and its value; the decrement √(gᵀ|H|⁻¹g) before the last step taken, a distance from the optimum in
-        standard deviations (after a full step it is about the square of that); the condition number at the old point.
+        The new point and its value; the decrement √(gᵀ|H|⁻¹g) before the last step taken, a distance from the optimum
+        in standard deviations (after a full step about the square of that); the condition number at the old point.
     """
     gradient, hessian = gradient_and_hessian(f, z)
     factor, condition = whitening(hessian)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
@@ -194,3 +195,16 @@ def check_counts(**counts: int) -> None:
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
             raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
+def describe(estimator: Any) -> str:
+    """The estimator with those arguments that differ from its defaults."""
+    if not dataclasses.is_dataclass(estimator):
+        return repr(estimator)
+    shown = []
+    for f in dataclasses.fields(estimator):
+        usual = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        value = getattr(estimator, f.name)
+        if f.init and f.repr and (f.name == "num_particles" or type(value) is not type(usual) or value != usual):
+            shown.append(f"{f.name}={value!r}")
+    return f"{type(estimator).__name__}({', '.join(shown)})"

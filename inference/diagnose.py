@@ -78,9 +78,10 @@ class PointDiagnosis:
 
 def diagnose_point(result: FitResult) -> PointDiagnosis:
     """Convergence, identification, and whether model-based standard errors suit the data."""
-    advice, condition, ratio = [], math.nan, math.nan
+    advice: list[str] = []
+    condition = ratio = math.nan
     verdict = "good" if result.status == "finished" else "do not use"
-    if result.problem.deterministic:
+    if result.has_curvature:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the notes are shown below
             covariance = result.covariance("observed")
@@ -94,9 +95,11 @@ def diagnose_point(result: FitResult) -> PointDiagnosis:
             if not 2 / 3 < ratio < 1.5:
                 verdict = "ok" if verdict == "good" else verdict
                 advice.append(
-                    'scores vary otherwise than the curvature says: the model is misspecified or n is small; take '
+                    "scores vary otherwise than the curvature says: the model is misspecified or n is small; take "
                     'covariance="sandwich" or "bootstrap"'
                 )
+    elif result.problem.nonsmooth:
+        advice.append("the loss has kinks: no standard errors; judge the strength of penalties by estimax.penalty_path")
     else:
         advice.append("the loss is stochastic: no curvature to judge by; compare fits of several seeds")
         if loss_drift(result.losses) < -3:

@@ -154,7 +154,7 @@ def _solve(model: Callable, estimator: Estimator, data: Any, start: Any, solver:
         final = jax.tree.map(lambda x: x[best], solution.params)
         problem = problem.finish(final)
         params = {k: jax.tree.map(np.asarray, v) for k, v in problem.constrain(final).items()}
-        status, message = _judge(solution, best, num_steps)
+        status, message = _judge(solution, best, num_steps, solvers.measure(problem, solver))
         metrics = {"newton_decrement": solution.gradient_norms[best]}
         if num_restarts > 1:
             metrics = {"loss": solution.losses, "newton_decrement": solution.gradient_norms}
@@ -223,11 +223,11 @@ def _losses(problem: Problem, starts: Params) -> np.ndarray:
     return np.asarray(_compiled_losses(problem, starts))
 
 
-def _judge(solution: solvers.Solution, best: int, num_steps: int) -> tuple[str, str]:
+def _judge(solution: solvers.Solution, best: int, num_steps: int, measure: str) -> tuple[str, str]:
     """Status and, in words, how well the best starting point converged."""
     norm = solution.gradient_norms[best, -1] if solution.gradient_norms.size else np.nan
     losses = solution.losses[:, -1]
-    text = f"{solution.steps} iterations, Newton decrement {norm:.1e}"
+    text = f"{solution.steps} iterations, {measure} {norm:.1e}"
     if len(losses) > 1:
         agree = int(np.sum(np.abs(losses - losses[best]) < 1e-3 * (1 + abs(losses[best]) * 1e-6)))
         text += f", {agree} of {len(losses)} starting points end there"

@@ -12,7 +12,6 @@ from typing import Any
 
 from .files import BadInput, load_function, nearest_word
 
-
 MOST_ARGUMENTS = 4
 """Of an estimator that a list shows; its docstring has them all."""
 
@@ -69,7 +68,9 @@ def own_arguments(cls: type) -> str:
     """Constructor arguments of an estimator that the command line can spell, beyond those that a family shares."""
     shared = ("num_particles", "gradient", "vectorize_particles")
     spelled = [f for f in fields(cls).values() if isinstance(default(f), (str, int, float)) and f.name not in shared]
-    return ", ".join([f"{f.name}={default(f)}" for f in spelled[:MOST_ARGUMENTS]] + ["…"] * (len(spelled) > MOST_ARGUMENTS))
+    return ", ".join(
+        [f"{f.name}={default(f)}" for f in spelled[:MOST_ARGUMENTS]] + ["…"] * (len(spelled) > MOST_ARGUMENTS)
+    )
 
 
 def default(field: dataclasses.Field) -> Any:

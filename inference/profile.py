@@ -94,8 +94,8 @@ def intervals(result: FitResult, covariance: Covariance, prob: float) -> pd.Data
     if jacobian.shape[0] != jacobian.shape[1] or np.count_nonzero(jacobian - np.diag(np.diag(jacobian))):
         mixed = [n for n, row in zip(covariance.names, jacobian, strict=True) if np.count_nonzero(row) != 1]
         raise ValueError(
-            f"profile intervals need elements with a coordinate of their own; {mixed[0] if mixed else 'one'} depends on "
-            'several. Take covariance="bootstrap" or Wald intervals'
+            f"profile intervals need elements with a coordinate of their own; {mixed[0] if mixed else 'one'} depends "
+            'on several. Take covariance="bootstrap" or Wald intervals'
         )
     d = len(z)
     widths = np.sqrt(np.maximum(np.diag(covariance.unconstrained), 1e-300)) * stats.norm.ppf((1 + prob) / 2)
@@ -104,10 +104,10 @@ def intervals(result: FitResult, covariance: Covariance, prob: float) -> pd.Data
     sign = np.repeat([-1.0, 1.0], d)
     drop = jnp.asarray(stats.chi2.ppf(prob, 1) / 2)
     ends, reached = _ends(problem, params, jnp.asarray(index), jnp.asarray(sign), jnp.asarray(np.tile(widths, 2)), drop)
-    ends = np.where(np.asarray(reached), np.asarray(ends), sign * np.inf)
+    found = np.where(np.asarray(reached), np.asarray(ends), sign * np.inf)
     bounds = []
-    for half in (ends[:d], ends[d:]):
+    for half in (found[:d], found[d:]):
         # one coordinate at a time: an infinite one must not spoil what the others map to
         bounds.append([float(flat(z.at[k].set(half[k]))[k]) for k in range(d)])
-    low, high = np.minimum(*bounds), np.maximum(*bounds)
+    low, high = np.min(bounds, 0), np.max(bounds, 0)
     return pd.DataFrame({"estimate": covariance.estimate, "lower": low, "upper": high}, index=covariance.names)

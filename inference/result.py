@@ -17,7 +17,7 @@ from jax import Array, random
 from ..estimators.base import Estimator, Posterior, Problem
 from . import evidence as evidence_module
 from .arviz_bridge import psis
-from .data import check_counts, prepare
+from .data import check_counts, describe, prepare
 from .diagnose import Diagnosis, GradientSNR, PointDiagnosis, diagnose, diagnose_point
 from .evidence import Evidence
 from .start import Start
@@ -31,7 +31,11 @@ def in_session_precision(tree: Any) -> Any:
     """Double-precision leaves as the session has them: single, unless jax_enable_x64."""
 
     def cast(x: Any) -> Any:
-        if isinstance(x, jax.Array) and x.dtype in (np.float64, np.int64) and not jax.config.jax_enable_x64:
+        if (
+            isinstance(x, jax.Array)
+            and x.dtype in (np.float64, np.int64)
+            and jax.numpy.result_type(float) != np.float64
+        ):
             return jax.numpy.asarray(np.asarray(x))
         return x
 
@@ -99,8 +103,8 @@ class FitResult:
     def __repr__(self) -> str:
         loss = f"{self.losses[-1]:.4f}" if self.losses.size else "none"
         return (
-            f"FitResult({self.estimator!r}, {self.status} after {self.num_steps} steps in {self.seconds:.1f} s, "
-            f"last loss {loss})"
+            f"FitResult({describe(self.estimator)}, {self.status} after {self.num_steps} steps in "
+            f"{self.seconds:.1f} s, last loss {loss})"
         )
 
     @property
@@ -197,24 +201,32 @@ class FitResult:
         """Table with a row per scalar: estimate, std_err, z, p_value, lower, upper.
 
         For a point estimate: its standard error by the estimator's covariance (or another kind, `covariance`), z,
-        two-sided p and Wald's interval, or a bootstrap's percentiles; ``attrs`` holds the information criteria.
+        two-sided p and Wald's interval, or a bootstrap's percentiles; ``attrs`` holds the information criteria. Where
+        the loss has kinks or noise there are estimates alone, the other columns NaN.
 
         For a posterior: mean, sd, mean/sd, twice the smaller posterior tail beyond zero, and the central interval of
         probability `prob`. From resampled draws, because the guide of a mass-covering estimator (IWAE, VIS) is wide
         on purpose; ``resample=None`` describes the guide itself.
         """
         from .likelihood import information_criteria, point_summary
-        from .summary import posterior_summary
+        from .summary import estimates_alone, posterior_summary
 
+        if self.is_point and not self.has_curvature:
+            return estimates_alone(self.params)
         if self.is_point:
             found = self.covariance(covariance)
             table = point_summary(found, prob)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # said once
-                criteria = information_criteria(self) if hasattr(self.problem, "log_likelihood") else {}
+                criteria = dict(information_criteria(self)) if hasattr(self.problem, "log_likelihood") else {}
             table.attrs = {"covariance": found.kind, **{k: float(v) for k, v in criteria.items()}}
             return table
         return posterior_summary(self.sample(num_samples, seed=seed, resample=resample), prob)
+
+    @property
+    def has_curvature(self) -> bool:
+        """Whether the loss is exact and smooth, so that standard errors follow from its derivatives."""
+        return self.problem.deterministic and not self.problem.nonsmooth
 
     @property
     def is_point(self) -> bool:

@@ -221,6 +221,12 @@ def choose(problem: Problem, size: int, solver: str | None) -> str:
     return solver or problem.solver or ("newton" if size <= NEWTON_LIMIT else "lbfgs")
 
 
+def measure(problem: Problem, solver: str | None) -> str:
+    """What `Solution.gradient_norms` holds, in words."""
+    size = sum(np.size(x) for x in jax.tree.leaves(problem.params))
+    return "gradient norm" if choose(problem, size, solver) in ("lbfgs", "fista") else "Newton decrement"
+
+
 def solve(
     problem: Problem,
     starts: Params,

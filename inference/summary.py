@@ -32,3 +32,12 @@ def posterior_summary(draws: dict, prob: float) -> pd.DataFrame:
         blocks.append(np.stack([mean, sd, z, 2 * tail, lower, upper], 1))
     table = np.concatenate(blocks) if blocks else np.zeros((0, len(COLUMNS)))
     return pd.DataFrame(table, index=index, columns=COLUMNS)
+
+
+def estimates_alone(params: dict) -> pd.DataFrame:
+    """Estimates without standard errors, a row per scalar."""
+    rows: dict[str, float] = {}
+    for name, value in params.items():
+        if hasattr(value, "shape"):
+            rows |= dict(zip(labels(name, np.shape(value)), np.ravel(value).astype(float), strict=True))
+    return pd.DataFrame({"estimate": rows}).reindex(columns=COLUMNS)

@@ -88,7 +88,7 @@ def _point_draws(result: FitResult, num_samples: int, seed: int) -> dict[str, An
         flat, unravel = ravel_pytree(result.unconstrained)
     center = np.asarray(flat)
     matrix = np.zeros((len(center), len(center)))
-    if result.problem.deterministic:
+    if result.has_curvature:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the summary says what is wrong with it
             matrix = result.covariance().unconstrained
