@@ -1,8 +1,8 @@
 """Two studies of maximum likelihood, every fit of a study in one vmapped program.
 
 Covariate shift: MLE against likelihood weighted by target/source density (MLE Is All You Need for Well-Specified
-Covariate Shift), for linear and logistic regression and phase retrieval, with the model right and wrong. Generative against
-discriminative: naive Bayes against logistic regression by sample size (Revisiting Discriminative vs. Generative
+Covariate Shift), for linear and logistic regression and phase retrieval, with the model right and wrong. Generative
+against discriminative: naive Bayes against logistic regression by sample size (Revisiting Discriminative vs. Generative
 Classifiers). Writes results/likelihood_studies.json and the two pictures of docs/standard-errors.md.
 """
 
