@@ -515,7 +515,7 @@ def test_perfect_separation_is_named():
 def test_boundary_estimate_is_named():
     model = estimax.models.get("eight_schools")
     result = fit(model.model, MLE(), model.data())
-    assert float(result.params["tau"]) < 1e-6  # known: the marginal likelihood of the eight schools is highest at 0
+    assert float(result.params["tau"]) < 1e-3  # known: the marginal likelihood of the eight schools is highest at 0
     y, sigma = model.data()["y"], model.data()["sigma"]
     np.testing.assert_allclose(result.params["mu"], np.average(y, weights=1 / sigma**2), rtol=1e-6)
     assert "tau → −∞" in " ".join(result.diagnose().advice)
