@@ -12,7 +12,8 @@ import numpy as np
 from jax import Array, lax
 
 from .base import Data, Params
-from .likelihood import MLE, LikelihoodProblem, _combinations
+from .likelihood import MLE, LikelihoodProblem
+from .roles import combinations
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class EMProblem(LikelihoodProblem):
 
     def complete(self, params: Params, data: Data) -> tuple[Array, Array, Array]:
         """log p(x_i, z | θ) of every value of z, ``(values, n)``; of what belongs to no unit; and the log-prior."""
-        units, rest, prior = jax.vmap(lambda c: self._split(params, data, None, {}, c))(_combinations(self.roles))
+        units, rest, prior = jax.vmap(lambda c: self._split(params, data, None, {}, c))(combinations(self.roles))
         if self.roles.blocks:
             return units, rest[0], prior[0]
         return (jnp.sum(units, axis=1) + rest)[:, None], jnp.zeros(()), prior[0]

@@ -13,7 +13,8 @@ from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 
 from .base import Data, Metrics, Params
-from .likelihood import MLE, LikelihoodProblem, Roles, _block_shape, _from_blocks, _log_det, _to_units
+from .likelihood import MLE, LikelihoodProblem, _log_det, _to_units
+from .roles import Roles, block_shape, from_blocks
 
 KERNELS = {"mala": 0.574, "random_walk": 0.35}
 """Kernels and the acceptance rates that they are tuned to."""
@@ -79,7 +80,7 @@ class MCEM(MLE):
                 "MCEM needs continuous latents that are not estimated, and the model has none"
                 + (f": {found} are discrete, take EM" if found else ": take MLE, or name what to estimate by latents=")
             )
-        blocks, size = _block_shape(problem.roles)
+        blocks, size = block_shape(problem.roles)
         kind = jnp.result_type(float)
         memory = {
             "u": jnp.zeros((self.num_chains, blocks, size), kind),
@@ -105,14 +106,14 @@ class MCEMProblem(LikelihoodProblem):
 
     def complete(self, params: Params, u: Array, data: Data) -> tuple[Array, Array, Array]:
         """log p(x_i, u_i | θ) ``(units,)``, the same of what belongs to no unit, and the log-prior. `u`: (units, d)."""
-        units, rest, prior = self._split(params, data, None, _from_blocks(u, self.roles), None)
+        units, rest, prior = self._split(params, data, None, from_blocks(u, self.roles), None)
         if self.roles.blocks:
             return units, rest, prior
         return (jnp.sum(units) + rest)[None], jnp.zeros(()), prior
 
     def prior(self, params: Params, u: Array, data: Data) -> Array:
         """log p(u_i | θ), the density of the latents alone, ``(units,)``."""
-        extra = _from_blocks(u, self.roles)
+        extra = from_blocks(u, self.roles)
         log_probs, trace = self._log_probs(params, data, None, extra, None)
         terms = [log_probs[n] + _log_det(trace[n], extra[n]) for n in extra]
         if not self.roles.blocks:
@@ -205,7 +206,7 @@ class MCEMProblem(LikelihoodProblem):
         """The chains' present draws of the latent sites in the user's space, ``(chains, *site shape)``."""
 
         def one(u: Array) -> dict[str, Array]:
-            substitute = self._values(params, _from_blocks(u, self.roles), None)
+            substitute = self._values(params, from_blocks(u, self.roles), None)
             trace = handlers.trace(handlers.substitute(self._prepared(), substitute_fn=substitute)).get_trace(
                 **self.data
             )
@@ -215,7 +216,7 @@ class MCEMProblem(LikelihoodProblem):
 
 
 def _to_blocks(values: dict[str, Array], roles: Roles) -> Array:
-    """The inverse of `_from_blocks`: rows of latent values, one a block."""
+    """The inverse of `from_blocks`: rows of latent values, one a block."""
     if not roles.blocks:
         return jnp.concatenate([jnp.ravel(values[s.name]) for s in roles.integrated])[None]
     rows = []

@@ -15,7 +15,8 @@ from numpyro import handlers
 from scipy import stats
 
 from .base import Data, Params
-from .likelihood import MLE, LikelihoodProblem, _is_factor, _real_supports
+from .likelihood import MLE, LikelihoodProblem, _real_supports
+from .roles import is_factor
 
 MAX_POINTS = 50_000
 
@@ -160,7 +161,7 @@ def _observed(problem: LikelihoodProblem) -> tuple[str, Array]:
         handlers.substitute(problem._prepared(), substitute_fn=problem._values(problem.params, {}, None))
     )
     observed = [s for s in trace.get_trace(**problem.data).values() if s["type"] == "sample" and s["is_observed"]]
-    if len(observed) != 1 or _is_factor(observed[0]) or observed[0]["fn"].support.is_discrete:
+    if len(observed) != 1 or is_factor(observed[0]) or observed[0]["fn"].support.is_discrete:
         raise ValueError("SmoothedLocation needs exactly one observed site, and a continuous one")
     value = jnp.asarray(observed[0]["value"], jnp.result_type(float))
     if value.ndim != 1 or observed[0]["fn"].event_dim:

@@ -17,7 +17,7 @@ from numpyro.infer import autoguide
 
 from .. import estimators
 from ..estimators.base import Estimator, Problem
-from ..estimators.likelihood import Frozen
+from ..estimators.frozen import Frozen
 from .arviz_bridge import to_netcdf
 from .data import check_model, prepare
 from .guides import resolve

@@ -82,23 +82,27 @@ def to_arviz(result: FitResult, num_samples: int, seed: int, resample: str | Non
 def _point_draws(result: FitResult, num_samples: int, seed: int) -> dict[str, Any]:
     """Draws from the normal approximation of the estimate's sampling distribution, in the user's space.
 
-    What the covariance cannot say (no finite standard error) is the estimate itself, repeated.
+    Where there is none (not identified, at a boundary, no curvature) it is the estimate itself, repeated.
     """
     with result.precision():
         flat, unravel = ravel_pytree(result.unconstrained)
-    center = np.asarray(flat)
-    matrix = np.zeros((len(center), len(center)))
-    if result.has_curvature:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the summary says what is wrong with it
-            matrix = result.covariance().unconstrained
-    noise = np.zeros((num_samples, len(center)))
-    if np.isfinite(matrix).all():
-        noise = np.random.default_rng(seed).multivariate_normal(np.zeros(len(center)), matrix, num_samples, "ignore")
-    with result.precision():
-        constrained = jax.vmap(lambda v: result.problem.constrain(unravel(v)))(jax.numpy.asarray(center + noise))
-        values = jax.tree.map(np.asarray, constrained)
-    return {n: v for n, v in values.items() if hasattr(v, "shape")}
+
+    def constrained(noise: np.ndarray) -> dict[str, np.ndarray]:
+        with result.precision():
+            values = jax.vmap(lambda v: result.problem.constrain(unravel(v)))(jax.numpy.asarray(flat + noise))
+            return {n: np.asarray(v) for n, v in values.items() if hasattr(v, "shape")}
+
+    still = np.zeros((num_samples, len(flat)))
+    if not result.has_curvature:
+        return constrained(still)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the summary says what is wrong with it
+        covariance = result.covariance()
+    if covariance.notes or not np.isfinite(covariance.unconstrained).all():
+        return constrained(still)
+    rng = np.random.default_rng(seed)
+    draws = constrained(rng.multivariate_normal(np.zeros(len(flat)), covariance.unconstrained, num_samples, "ignore"))
+    return draws if all(np.isfinite(v).all() for v in draws.values()) else constrained(still)
 
 
 def _chain(value: Any) -> np.ndarray:

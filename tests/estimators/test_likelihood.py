@@ -604,6 +604,16 @@ def test_save_load_and_arviz(tmp_path, spector_fit):
     np.testing.assert_allclose(posterior.std(0) / se, 1, atol=4 / np.sqrt(8000))
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("estimator", [MAP(), MLE()], ids=["MAP", "MLE"])
+def test_estimates_at_a_boundary_are_saved(tmp_path, estimator):
+    """A standard error of e^20 must not overflow into draws that no distribution takes."""
+    model = estimax.models.get("eight_schools")
+    result = fit(model.model, estimator, model.data())
+    result.save(tmp_path / "fit.nc")
+    assert np.isfinite(result.to_arviz(200).posterior["tau"].to_numpy()).all()
+
+
 def test_sample_size_check_counts_parameters(spector_fit):
     check = spector_fit.sample_size_check()
     assert check.well_specified_kl == 4 / 64
