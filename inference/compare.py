@@ -493,7 +493,6 @@ def _readable(frame: pd.DataFrame) -> pd.DataFrame:
     put("k̂", khat_text, "khat", "verdict")
     put("ESS", lambda v: f"{v:.0f}", "ess")
     put("log lik", lambda v: f"{v:.3f}", "log_likelihood")
-    put("AIC", lambda v: f"{v:.2f}", "aic")
     put("mean err", _short, "mean_error")
     put("sd err", _percent, "sd_error")
     put("PSIS mean err", _short, "psis_mean_error")
