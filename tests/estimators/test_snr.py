@@ -55,6 +55,7 @@ def test_the_papers_setting():
     assert slope(counts, double) == pytest.approx(0.5, abs=0.15)
 
 
+@pytest.mark.slow
 def test_in_one_dimension():
     """The same with every mean from its own draws: a guide 1.3 times too wide and 0.57 sd off."""
     x = np.array([1.0])

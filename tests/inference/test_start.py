@@ -151,6 +151,7 @@ def test_centred_schools_have_no_joint_mode_and_are_not_called_good():
         assert result.log_evidence(10_000).verdict != "good"
 
 
+@pytest.mark.slow
 def test_funnel_is_not_called_good():
     def funnel():
         v = numpyro.sample("v", dist.Normal(0, 3))
@@ -170,7 +171,7 @@ def independent(y, sd):
     numpyro.sample("y", dist.Normal(z, sd).to_event(1), obs=y)
 
 
-@pytest.mark.parametrize("size", [150, pytest.param(1200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [pytest.param(n, marks=pytest.mark.slow) for n in (150, 1200)])
 def test_many_dimensions_take_a_mean_field_guide(size):
     rng = np.random.default_rng(0)
     sd = np.exp(rng.normal(size=size))
@@ -231,6 +232,7 @@ def test_start_is_reproducible_and_changes_with_the_data():
     assert not np.allclose(first.loc, other.loc)
 
 
+@pytest.mark.slow
 def test_vis_from_the_prior_start():
     """A start far too wide: VIS still covers."""
     data = models.eight_schools.data()

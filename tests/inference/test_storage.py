@@ -91,6 +91,7 @@ def test_automatic_guide(cls, tmp_path):
     equal(result, load(tmp_path / "fit.nc", ENTRY.model))
 
 
+@pytest.mark.slow
 def test_automatic_guide_with_arguments_of_its_own(tmp_path):
     """The file holds the class only: a guide of other shape is not mistaken for the fitted one."""
     own = autoguide.AutoLowRankMultivariateNormal(ENTRY.model, rank=1)

@@ -301,6 +301,7 @@ def test_data_of_the_book():
     assert y.var(ddof=1) == pytest.approx(51.57, abs=0.01)
 
 
+@pytest.mark.slow
 def test_models_draw_series(draw):
     for model in (hmm.gaussian_hmm, hmm.poisson_hmm):
         values = draw(model, num_steps=7, num_series=3, num_states=3)

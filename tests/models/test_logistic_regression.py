@@ -31,6 +31,7 @@ def test_log_joint_against_scipy():
     np.testing.assert_allclose(log_joint(jnp.array(intercept), jnp.asarray(b)), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_reference_draws_satisfy_steins_identity():
     """E[grad log p] = 0 and E[b_j (grad log p)_j] = -1 under the posterior, within 4 standard errors."""
     reference = logistic_regression.reference()
