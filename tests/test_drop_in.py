@@ -34,9 +34,7 @@ MODELS = (
     "poglm",
     "vae_digits",
 )
-QUICK = [("eight_schools", loss) for loss in LOSSES] + [
-    (model, "VIS") for model in MODELS if model != "eight_schools"
-]
+QUICK = [("eight_schools", loss) for loss in LOSSES] + [(model, "VIS") for model in MODELS if model != "eight_schools"]
 EVERY = [(model, loss) for model in MODELS for loss in LOSSES if (model, loss) not in QUICK]
 
 
