@@ -1,7 +1,33 @@
 """Fixtures of the whole suite."""
 
+import gc
+import signal
+from pathlib import Path
+
+import equinox as eqx
 import jax
 import pytest
+
+MOST_MAPS = 20_000
+"""Memory maps of a process at which its compiled programs are dropped: Linux allows 65,530, and XLA dies there."""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def heard_interrupts():
+    """A shell starts background jobs with Ctrl-C ignored: tests of Ctrl-C need it heard."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def bounded_programs():
+    """Forget compiled programs between modules once there are many of them."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_text().count("\n") > MOST_MAPS:
+        eqx.clear_caches()
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

@@ -94,6 +94,7 @@ def test_labels_summed_out_are_the_mixture(peer, pointwise):
 
 
 def test_numpyros_enumeration_agrees(peer):
+    pytest.importorskip("funsor")
     funsor = pytest.importorskip("numpyro.contrib.funsor")
     data = {**mixture.data(), "x": mixture.data()["x"][:20]}
     params = {name: jnp.asarray(value) for name, value in parameters(peer).items()}

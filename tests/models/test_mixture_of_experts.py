@@ -42,6 +42,7 @@ def test_labels_as_numpyro_enumerates_them():
 
 
 def test_numpyros_enumeration_agrees():
+    pytest.importorskip("funsor")
     funsor = pytest.importorskip("numpyro.contrib.funsor")
     params = {name: jnp.asarray(value) for name, value in PARAMS.items()}
     labelled = funsor.enum(handlers.seed(moe.model_with_labels, 0), first_available_dim=-2)
