@@ -22,6 +22,7 @@ from . import (
     returns,
     survival,
     tight_bounds,
+    toys_2d,
     vae_digits,
 )
 from .registry import Model, UnknownModelError, get, names, register
@@ -47,6 +48,7 @@ __all__ = [
     "returns",
     "survival",
     "tight_bounds",
+    "toys_2d",
     "vae_digits",
 ]
 
