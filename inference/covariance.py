@@ -116,12 +116,18 @@ def compute(result: FitResult, kind: Any = None, *, num_replicates: int = NUM_RE
             "penalty on data that did not choose them, or take a prior and a posterior (MAP has l2 as a normal prior)"
         )
     kind = freeze_covariance(getattr(result.estimator, "covariance", None) or "observed" if kind is None else kind)
+    name = kind if isinstance(kind, str) else kind[0]
+    valid = getattr(result.estimator, "valid_covariances", None)
+    if valid is not None and name not in (*valid, "cluster"):
+        raise ValueError(
+            f'covariance="{name}" (and the profile, which rests on it) holds for likelihoods, and the loss of '
+            f"{type(result.estimator).__name__} is none: take {', '.join(valid)} or ('cluster', ids)"
+        )
     gradient, hessian = (np.asarray(x) for x in _parts(problem, params))
     values, jacobian = (np.asarray(x) for x in _values_and_jacobian(problem, params))
     notes: list[str] = []
     inverse, condition, unidentified = _inverse(hessian, unconstrained_names(params), notes)
     replicates = None
-    name = kind if isinstance(kind, str) else kind[0]
     scores = scores_of(problem, params) if name in ("opg", "sandwich", "cluster") else None
     if name in ("opg", "sandwich", "cluster") and scores is None:
         raise ValueError(

@@ -84,8 +84,8 @@ def diagnose_point(result: FitResult) -> PointDiagnosis:
     if result.has_curvature:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the notes are shown below
-            covariance = result.covariance("observed")
-            trace = information_trace(result)
+            covariance = result.covariance(getattr(result.estimator, "valid_covariances", ("observed",))[0])
+            trace = information_trace(result) if hasattr(result.problem, "log_likelihood") else None
         condition = covariance.condition_number
         advice += covariance.notes
         if covariance.notes:

@@ -35,6 +35,8 @@ def log_likelihood(result: FitResult) -> float:
 
 def information_trace(result: FitResult) -> float | None:
     """tr(G H⁻¹), the number of parameters were the model right; None where there are no independent units."""
+    if not hasattr(result.problem, "log_likelihood"):
+        raise TypeError(f"{type(result.estimator).__name__} is not a likelihood estimator")
     if "information_trace" not in result._cache:
         with result.precision():
             scores = scores_of(result.problem, result.unconstrained)
