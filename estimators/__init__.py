@@ -1,6 +1,7 @@
 """What is optimised: estimators and the objectives and gradient estimators they are made of."""
 
 from .base import Estimator, Posterior, Problem
+from .denoising import TIWDSM, DenoisingScoreMatching, TargetScoreMatching
 from .em import EM
 from .family import (
     CHIVI,
@@ -16,6 +17,7 @@ from .family import (
     DataEmphasizedELBO,
     Renyi,
 )
+from .flow_matching import ConditionalFlowMatching, StochasticInterpolant
 from .guides import WhitenedNormal
 from .laplace import Laplace
 from .likelihood import MAP, MLE
@@ -33,6 +35,7 @@ from .objectives import (
     Objective,
     PowerMean,
 )
+from .score_matching import ScoreMatching
 from .smoothed_location import LocationInterval, SmoothedLocation, smoothed_interval
 
 __all__ = [
@@ -47,12 +50,15 @@ __all__ = [
     "MLE",
     "PIWAE",
     "RWS",
+    "TIWDSM",
     "VBIS",
     "VIS",
     "AutoGen",
     "Bound",
     "CUBOBound",
+    "ConditionalFlowMatching",
     "DataEmphasizedELBO",
+    "DenoisingScoreMatching",
     "ELBOBound",
     "Estimator",
     "ForwardChi2",
@@ -68,7 +74,10 @@ __all__ = [
     "PowerMean",
     "Problem",
     "Renyi",
+    "ScoreMatching",
     "SmoothedLocation",
+    "StochasticInterpolant",
+    "TargetScoreMatching",
     "WhitenedNormal",
     "smoothed_interval",
 ]

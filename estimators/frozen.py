@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -22,3 +23,17 @@ class Frozen:
 
     def __repr__(self) -> str:
         return f"array of shape {self.values.shape}"
+
+
+def fill(estimator: Any, given: dict[str, Any]) -> None:
+    """Set the fields of a frozen dataclass whose ``__init__`` is written out, so that its own arguments come first.
+
+    Raises:
+        TypeError: an argument that it does not have.
+    """
+    given = dict(given)
+    for each in fields(estimator):
+        object.__setattr__(estimator, each.name, given.pop(each.name, each.default))
+    if given:
+        raise TypeError(f"{type(estimator).__name__} has no argument {next(iter(given))!r}")
+    estimator.__post_init__()
