@@ -21,6 +21,15 @@ def is_factor(fn: Any) -> bool:
     return isinstance(fn, dist.Unit)
 
 
+def is_costly(fn: Any) -> bool:
+    """Whether the distribution, or one that it is made of, says so of itself."""
+    while not getattr(fn, "costly", False):
+        if not hasattr(fn, "base_dist"):
+            return False
+        fn = fn.base_dist
+    return True
+
+
 class SiteInfo(NamedTuple):
     """Names of the dimensions of a site, read off its plates."""
 
@@ -30,6 +39,8 @@ class SiteInfo(NamedTuple):
     shape: tuple[int, ...]
     dims: tuple[str, ...]
     discrete: bool
+    costly: bool = False
+    """Whether a draw or density of it solves an equation, so that few are to be had."""
 
 
 def describe(model: Callable, params: dict[str, Any], draw: dict[str, Array], data: dict[str, Any]) -> list[SiteInfo]:
@@ -51,7 +62,8 @@ def describe(model: Callable, params: dict[str, Any], draw: dict[str, Array], da
                 dims = tuple(names.get(i, f"{name}_dim_{i}") for i in range(len(shape)))
                 by_shape.setdefault(shape, dims)
                 kind = "observed" if site["is_observed"] else "latent"
-                found.append(SiteInfo(name, kind, shape, dims, bool(site["fn"].support.is_discrete)))
+                discrete, costly = bool(site["fn"].support.is_discrete), is_costly(site["fn"])
+                found.append(SiteInfo(name, kind, shape, dims, discrete, costly))
             else:
                 dims = by_shape.get(shape, tuple(f"{name}_dim_{i}" for i in range(len(shape))))
                 found.append(SiteInfo(name, "deterministic", shape, dims, False))
@@ -68,7 +80,7 @@ def run_model(model: Callable, params: dict, draw: dict, data: dict, key: Array 
 
 @eqx.filter_jit
 def predict(model: Callable, params: dict, draws: dict[str, Array], data: dict, rng_key: Array) -> dict[str, Array]:
-    """New data for every draw, keyed by observed site, each of shape ``(S, *site)``."""
+    """New data for every draw, keyed by observed site, each of shape ``(S, *site)``; once where there are no draws."""
 
     def one(args: tuple) -> dict[str, Array]:
         draw, key = args
@@ -76,8 +88,12 @@ def predict(model: Callable, params: dict, draws: dict[str, Array], data: dict, 
             tr = run_model(model, params, draw, data, key)
         return {n: s["value"] for n, s in tr.items() if _was_observed(n, s, draw)}
 
-    num_samples = next(iter(draws.values())).shape[0]
+    num_samples = _num_draws(draws)
     return lax.map(one, (draws, random.split(rng_key, num_samples)), batch_size=min(256, num_samples))
+
+
+def _num_draws(draws: dict[str, Array]) -> int:
+    return next(iter(draws.values())).shape[0] if draws else 1
 
 
 def _was_observed(name: str, site: dict, draw: dict) -> bool:
@@ -106,13 +122,15 @@ def prior(model: Callable, params: dict, data: dict, rng_key: Array, num_samples
 
 @eqx.filter_jit
 def log_likelihood(model: Callable, params: dict, draws: dict[str, Array], data: dict) -> dict[str, Array]:
-    """Pointwise log-likelihood of every observed site in nats, of shape ``(S, *batch)``."""
+    """Pointwise log-likelihood of every observed site in nats, of shape ``(S, *batch)``; once where there are no
+    draws."""
 
-    def one(draw: dict[str, Array]) -> dict[str, Array]:
+    def one(args: tuple) -> dict[str, Array]:
+        draw, _ = args
         with full_plates():
             seeded = handlers.seed(model, random.key(0))
             log_probs, tr = compute_log_probs(seeded, (), data, {**params, **draw}, sum_log_prob=False)
         return {n: v for n, v in log_probs.items() if tr[n]["is_observed"] and not is_factor(tr[n]["fn"])}
 
-    num_samples = next(iter(draws.values())).shape[0]
-    return lax.map(one, draws, batch_size=min(256, num_samples))
+    num_samples = _num_draws(draws)
+    return lax.map(one, (draws, jax.numpy.arange(num_samples)), batch_size=min(256, num_samples))

@@ -39,15 +39,17 @@ def to_arviz(result: FitResult, num_samples: int, seed: int, resample: str | Non
     groups: dict[str, dict[str, Any]] = {"posterior": {n: _chain(v) for n, v in draws.items()}}
     observed = {s.name for s in sites if s.kind == "observed"}
     groups["sample_stats"] = {} if log_w is None else {"log_weight": _chain(log_w)}
-    if latent_draws and observed:
+    few = {n: v[:1] for n, v in latent_draws.items()} if any(s.costly for s in sites) else latent_draws
+    if observed and (latent_draws or (point and not latent)):
         groups["posterior_predictive"] = _or_nothing(
-            "posterior_predictive", lambda: predictive.predict(model, theta, latent_draws, data, keys[0])
+            "posterior_predictive", lambda: predictive.predict(model, theta, few, data, keys[0])
         )
         if not point or latent <= set(draws):  # else it would be one at latents drawn anew, not the marginal one
             groups["log_likelihood"] = {
-                n: _chain(v) for n, v in predictive.log_likelihood(model, theta, latent_draws, data).items()
+                n: _chain(v) for n, v in predictive.log_likelihood(model, theta, few, data).items()
             }
-    prior = _or_nothing("prior", lambda: predictive.prior(model, theta, data, keys[1], min(num_samples, 500)))
+    most = 1 if any(s.costly for s in sites) else 500
+    prior = _or_nothing("prior", lambda: predictive.prior(model, theta, data, keys[1], min(num_samples, most)))
     groups["prior"] = {n: v for n, v in prior.items() if n not in observed}
     groups["prior_predictive"] = {n: v for n, v in prior.items() if n in observed}
     values = _observed_values(result, theta, {n: v for n, v in first.items() if n in latent}, observed)

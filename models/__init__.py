@@ -9,6 +9,7 @@ they need: `glm`, `hmm`, `survival`, `copulas`, `returns`.
 from . import (
     bernoulli_mixture,
     copulas,
+    diffusion,
     eight_schools,
     factorial_hmm,
     glm,
@@ -18,11 +19,13 @@ from . import (
     logistic_regression,
     mixture,
     mixture_of_experts,
+    noise_process,
     poglm,
     returns,
     survival,
     tight_bounds,
     toys_2d,
+    transport,
     vae_digits,
 )
 from .registry import Model, UnknownModelError, get, names, register
@@ -32,6 +35,7 @@ __all__ = [
     "UnknownModelError",
     "bernoulli_mixture",
     "copulas",
+    "diffusion",
     "eight_schools",
     "factorial_hmm",
     "get",
@@ -43,12 +47,14 @@ __all__ = [
     "mixture",
     "mixture_of_experts",
     "names",
+    "noise_process",
     "poglm",
     "register",
     "returns",
     "survival",
     "tight_bounds",
     "toys_2d",
+    "transport",
     "vae_digits",
 ]
 
