@@ -19,6 +19,7 @@ from numpyro import distributions as dist
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
+from .low_rank import LowRank
 from .unconstrained import Site, constrain, unravel
 
 
@@ -29,7 +30,7 @@ class WhitenedNormal(eqx.Module):
         model: the NumPyro model, called as ``model(**data)``.
         sites: its latent sites (`unconstrained.latent_sites`).
         loc: mode of the global latents in unconstrained space, shape ``(D,)``.
-        scale: lower-triangular factor ``(D, D)`` of their covariance, or standard deviations ``(D,)``.
+        scale: lower-triangular factor ``(D, D)`` of their covariance, or standard deviations ``(D,)``, or `LowRank`.
         local_loc, local_scale: starting mean and standard deviation of each local site, of its full-size shape.
         full_rank: learn a full covariance in whitened coordinates, else standard deviations.
 
@@ -39,7 +40,7 @@ class WhitenedNormal(eqx.Module):
 
     model: Callable
     loc: Array
-    scale: Array
+    scale: Array | LowRank
     local_loc: dict[str, Array]
     local_scale: dict[str, Array]
     sites: tuple[Site, ...] = eqx.field(static=True)
@@ -80,7 +81,9 @@ class WhitenedNormal(eqx.Module):
             scale = numpyro.param("auto_scale", jnp.ones(dimension), constraint=dist.constraints.positive)
             base = dist.Normal(loc, scale).to_event(1)
         u = numpyro.sample("_auto_latent", base, infer={"is_auxiliary": True})
-        if self.scale.ndim == 2:
+        if isinstance(self.scale, LowRank):
+            z, volume = self.loc + self.scale.times(u), self.scale.log_volume
+        elif self.scale.ndim == 2:
             z, volume = self.loc + self.scale @ u, jnp.sum(jnp.log(jnp.abs(jnp.diag(self.scale))))
         else:
             z, volume = self.loc + self.scale * u, jnp.sum(jnp.log(self.scale))
