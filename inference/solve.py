@@ -213,7 +213,13 @@ def choose(problem: Problem, size: int, solver: str | None) -> str:
                 f"optimizer={solver!r} cannot handle the kinks of l1, group, fused or nonnegative: leave it to fit "
                 f"(optimizer=None), or take one of {', '.join(PROXIMAL)}"
             )
-        return solver or ("proximal_newton" if size <= NEWTON_LIMIT else "fista")
+        iterative = problem.penalties.iterative  # type: ignore[attr-defined]
+        if iterative and solver == "proximal_newton":
+            raise ValueError(
+                'optimizer="proximal_newton" would take the iterated proximal step of fused along several axes '
+                'thousands of times: leave the choice to fit (optimizer=None), or take "fista"'
+            )
+        return solver or ("proximal_newton" if size <= NEWTON_LIMIT and not iterative else "fista")
     if solver in PROXIMAL:
         raise ValueError(f"optimizer={solver!r} is for penalties with kinks: leave the choice to fit (optimizer=None)")
     if solver in ("em", "squarem") and problem.solver not in ("em", "squarem"):
