@@ -47,7 +47,7 @@ class LowRank(eqx.Module):
 
 
 def eigenpairs(product: Callable[[Array], Array], size: int, rank: int, rng_key: Array) -> tuple[Array, Array]:
-    """Eigenpairs of a symmetric matrix that is known by its products: values ``(m,)`` and vectors ``(size, m)``, m ≥ rank.
+    """Eigenpairs of a symmetric matrix known by its products: values ``(m,)`` and vectors ``(size, m)``, m ≥ rank.
 
     By Rayleigh and Ritz in a Krylov space of random blocks (Randomized Block Krylov Methods for Stronger and Faster
     Approximate Singular Value Decomposition), which has both ends of the spectrum; blocks see repeated eigenvalues. All

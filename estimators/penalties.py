@@ -7,7 +7,8 @@ over the data. In that convention
 - l2: ½ λ Σ b²; Ridge with unit noise: λ = alpha; PoissonRegressor: λ = n·alpha; LogisticRegression: λ = 1/C,
 - group: λ Σ_g √|g| ‖b_g‖₂ (Model Selection and Estimation in Regression with Grouped Variables). Elements that share
   the last index are one group, so a matrix (outputs, features) is selected by features; a vector is one group,
-- fused: λ Σ |b_{i+1} − b_i| along the last axis (Sparsity and Smoothness via the Fused Lasso),
+- fused: λ Σ |b_{i+1} − b_i| along the last axis (Sparsity and Smoothness via the Fused Lasso), or along several: with
+  both axes of an image that is its anisotropic total variation,
 - nonnegative: b ≥ 0.
 
 The proximal operator of a sum is the composition of those of its terms, fused first, then l1, the bound and the group:
@@ -35,7 +36,8 @@ KINDS = ("l1", "l2", "group", "fused")
 def freeze(kind: str, value: Any) -> Any:
     """A penalty argument, checked and made hashable: a number, or a tuple of (site, strength) sorted by site.
 
-    A strength is a number; for l1 and l2 also an array, one an element; for group also a pair (number, group ids).
+    A strength is a number; for l1 and l2 also an array, one an element; by site, for group also a pair (number, group
+    ids), for fused a pair (number, axes).
 
     Raises:
         ValueError: a strength that is negative or not finite, or of another type.
@@ -43,6 +45,9 @@ def freeze(kind: str, value: Any) -> Any:
     if isinstance(value, tuple) and all(isinstance(v, tuple) and len(v) == 2 for v in value):
         value = dict(value)
     if not isinstance(value, Mapping):
+        if isinstance(value, tuple) and kind in ("group", "fused"):
+            what = "group ids" if kind == "group" else "axes"
+            raise ValueError(f"{kind} with {what} goes by site: {kind}={{site: (strength, {what})}}, got {value!r}")
         return _strength(kind, value, kind)
     frozen = ((str(site), _strength(kind, v, f"{kind}[{site!r}]")) for site, v in value.items())
     return tuple(sorted(frozen, key=lambda pair: pair[0]))
@@ -53,6 +58,11 @@ def _strength(kind: str, value: Any, what: str) -> Any:
         given = value[1].values if isinstance(value[1], Frozen) else np.asarray(value[1])
         ids = np.unique(given, return_inverse=True)[1].reshape(given.shape)
         return (_strength("group", value[0], what), Frozen(ids))
+    if kind == "fused" and isinstance(value, tuple) and len(value) == 2:
+        axes = np.ravel(value[1].values if isinstance(value[1], Frozen) else np.asarray(value[1]))
+        if axes.dtype.kind not in "if" or not axes.size or not np.array_equal(axes, axes.astype(int)):
+            raise ValueError(f"axes of {what} must be integers, as in (strength, (0, 1)), got {value[1]!r}")
+        return (_strength("fused", value[0], what), Frozen(axes.astype(int)))
     if isinstance(value, Frozen):
         return value
     try:
@@ -86,6 +96,8 @@ class Penalties(eqx.Module):
     group_ids: tuple[tuple[str, Frozen], ...] = eqx.field(static=True)
     """Group ids of the sites whose groups were given."""
     nonnegative: tuple[str, ...] = eqx.field(static=True)
+    fused_axes: tuple[tuple[str, tuple[int, ...]], ...] = eqx.field(static=True, default=())
+    """Axes of the sites for which fused has several, or another than the last."""
 
     @property
     def nonsmooth(self) -> bool:
@@ -95,6 +107,11 @@ class Penalties(eqx.Module):
     def separable(self) -> bool:
         """Whether every element has a term of its own."""
         return not (self.group or self.fused)
+
+    @property
+    def iterative(self) -> bool:
+        """Whether the proximal operator is found by iteration: almost exact, and dear."""
+        return any(len(axes) > 1 for _, axes in self.fused_axes)
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -121,7 +138,8 @@ class Penalties(eqx.Module):
                 norms = jnp.sqrt(jax.ops.segment_sum(jnp.ravel(x) ** 2, ids, len(sizes)))
                 total += strength * jnp.sum(jnp.sqrt(sizes) * norms)
         for name, strength in self.fused.items():
-            total += strength * sum(jnp.sum(jnp.abs(jnp.diff(x, axis=-1))) for x in jax.tree.leaves(params[name]))
+            for x in jax.tree.leaves(params[name]):
+                total += strength * sum(jnp.sum(jnp.abs(jnp.diff(x, axis=a))) for a in self._axes(name, x))
         return total
 
     def l1_vector(self, params: Params) -> Params:
@@ -152,9 +170,13 @@ class Penalties(eqx.Module):
 
     def _leaf(self, name: str, x: Array, step: Array) -> Array:
         if name in self.fused and x.ndim:
-            rows = x.reshape(-1, x.shape[-1])
-            strength = self.fused[name] * jnp.ravel(step)[0]
-            x = jax.vmap(lambda row: total_variation(row, strength))(rows).reshape(x.shape)
+            strength, axes = self.fused[name] * jnp.ravel(step)[0], self._axes(name, x)
+            if len(axes) > 1:
+                x = total_variation_of_image(x, strength, axes)
+            else:
+                rows = jnp.moveaxis(x, axes[0], -1)
+                found = jax.vmap(lambda row: total_variation(row, strength))(rows.reshape(-1, rows.shape[-1]))
+                x = jnp.moveaxis(found.reshape(rows.shape), -1, axes[0])
         if name in self.l1:
             x = soft_threshold(x, self.l1[name] * step)
         if name in self.nonnegative:
@@ -164,6 +186,9 @@ class Penalties(eqx.Module):
             strength = self.group[name] * jnp.ravel(step)[0] * jnp.sqrt(sizes)
             x = group_threshold(jnp.ravel(x), strength, ids).reshape(x.shape)
         return x
+
+    def _axes(self, name: str, x: Array) -> tuple[int, ...]:
+        return dict(self.fused_axes).get(name, (x.ndim - 1,) if x.ndim else ())
 
     def _groups(self, name: str, x: Array) -> tuple[np.ndarray, np.ndarray]:
         """Group of every element, and sizes of the groups; known when tracing."""
@@ -271,6 +296,50 @@ def total_variation(y: Array, strength: Array) -> Array:
     return lax.while_loop(lambda w: ~w.done, step, walk).x
 
 
+TV_TOLERANCE = 1e-11
+"""Of the last step of the dual, relative to the largest element: so unequal are neighbours that should be equal."""
+TV_STEPS = 20_000
+
+
+def total_variation_of_image(y: Array, strength: Array, axes: tuple[int, ...]) -> Array:
+    """argmin_u ½‖u − y‖² + strength·Σ_a Σ|differences of u along axis a|.
+
+    Accelerated projected gradients of the dual, with restarts (Fast Gradient-Based Algorithms for Constrained Total
+    Variation Image Denoising and Deblurring Problems), until none is longer than `TV_TOLERANCE`.
+
+    Args:
+        y: array of any shape.
+        strength: scalar, not negative.
+        axes: not negative, each once.
+    """
+
+    def differences(u: Array) -> list[Array]:
+        return [jnp.diff(u, axis=a) for a in axes]
+
+    def image(dual: list[Array]) -> Array:
+        """y − Dᵀ dual."""
+        pads = [[(1, 1) if i == a else (0, 0) for i in range(y.ndim)] for a in axes]
+        return y + sum(jnp.diff(jnp.pad(p, pad), axis=a) for p, pad, a in zip(dual, pads, axes, strict=True))
+
+    enough = TV_TOLERANCE * jnp.max(jnp.abs(y))
+
+    def step(carry: tuple) -> tuple:
+        dual, ahead, t, _, i = carry
+        slope = differences(image(ahead))
+        new = [jnp.clip(p + d / (4 * len(axes)), -strength, strength) for p, d in zip(ahead, slope, strict=True)]
+        moves = [a - b for a, b in zip(new, dual, strict=True)]
+        again = sum(jnp.vdot(p - n, m) for p, n, m in zip(ahead, new, moves, strict=True)) > 0  # momentum uphill
+        t_new = jnp.where(again, 1.0, 0.5 * (1 + jnp.sqrt(1 + 4 * t**2)))
+        pace = jnp.where(again, 0.0, (t - 1) / t_new)
+        length = jnp.max(jnp.stack([jnp.max(jnp.abs(n - p), initial=0.0) for n, p in zip(new, ahead, strict=True)]))
+        return new, [n + pace * m for n, m in zip(new, moves, strict=True)], t_new, length, i + 1
+
+    zero = [jnp.zeros_like(d) for d in differences(y)]
+    start = (zero, zero, jnp.ones((), y.dtype), jnp.array(jnp.inf, y.dtype), 0)
+    dual = lax.while_loop(lambda c: (c[3] > enough) & (c[4] < TV_STEPS), step, start)[0]
+    return image(dual)
+
+
 def is_real(transform: Any) -> bool:
     """Whether a bijection to a site's support is the identity: unconstrained values are the user's own."""
     while isinstance(transform, transforms.IndependentTransform):
@@ -293,11 +362,15 @@ def build(
     """
     by_kind: dict[str, dict[str, Array]] = {kind: {} for kind in KINDS}
     ids: list[tuple[str, Frozen]] = []
+    axes: list[tuple[str, tuple[int, ...]]] = []
     for kind, value in given.items():
         pairs = value if isinstance(value, tuple) else [(n, value) for n in params] if value else []
         for name, strength in pairs:
             _check_site(f"{kind}", name, params, real, number=not isinstance(value, tuple))
-            if isinstance(strength, tuple):
+            if isinstance(strength, tuple) and kind == "fused":
+                axes.append((name, _checked_axes(name, strength[1].values.astype(int), params)))
+                strength = strength[0]
+            elif isinstance(strength, tuple):
                 _check_shape("group ids of", name, strength[1], params)
                 ids.append((name, strength[1]))
                 strength = strength[0]
@@ -310,7 +383,10 @@ def build(
     clash = sorted({n for n, _ in ids} & set(by_kind["fused"]))
     if clash:
         raise ValueError(f"site {clash[0]!r} has both fused and groups of its own: that penalty has no proximal step")
-    found = Penalties(**by_kind, group_ids=tuple(sorted(ids, key=lambda p: p[0])), nonnegative=nonnegative)
+    found = Penalties(
+        **by_kind, group_ids=tuple(sorted(ids, key=lambda p: p[0])), nonnegative=nonnegative,
+        fused_axes=tuple(sorted(axes)),
+    )  # fmt: skip
     return found if found.sites else None
 
 
@@ -325,6 +401,15 @@ def _check_site(kind: str, name: str, params: Params, real: Mapping[str, bool], 
         raise ValueError(
             f"{kind} acts on values in the user's space, and the support of {name!r} is not the real line: {way}"
         )
+
+
+def _checked_axes(name: str, axes: np.ndarray, params: Params) -> tuple[int, ...]:
+    shape = getattr(params[name], "shape", ())
+    outside = [int(a) for a in axes if not -len(shape) <= a < len(shape)]
+    found = tuple(sorted({int(a) % len(shape) for a in axes})) if shape and not outside else ()
+    if outside or len(found) < len(axes):
+        raise ValueError(f"fused of {name!r} has axes {axes.tolist()}, the site has shape {shape}")
+    return found
 
 
 def _check_shape(what: str, name: str, values: Frozen, params: Params) -> None:

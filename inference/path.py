@@ -160,6 +160,10 @@ def penalty_path(
             raise ValueError(
                 f"penalty_path takes Newton steps: at most {NEWTON_LIMIT} parameters, the model has {size}"
             )
+        if problem.penalties is not None and problem.penalties.iterative:
+            raise ValueError(
+                "penalty_path takes Newton steps, and fused along several axes has none: fit the strengths one by one"
+            )
         grid = _grid(problem, strengths, num_strengths, max_steps)
         masks = _masks(problem.num_units, num_folds, folds, seed)
         return _solve(problem, estimator, grid, masks, max_steps)

@@ -210,7 +210,8 @@ def fista_step(parts: Composite, state: Fista) -> Fista:
 def minimise(problem: Problem, z: Array, max_steps: int = 100, tolerance: float = 1e-7) -> tuple[Array, Array, Array]:
     """Proximal Newton steps until one is shorter than `tolerance` standard errors: point, value, length of the last.
 
-    One program, vmappable over what the problem holds (weights, strengths, data) and over starting points.
+    One program, vmappable over what the problem holds (weights, strengths, data) and over starting points. Not where
+    the proximal operator is iterative: a Newton step takes it thousands of times.
     """
     parts = composite(problem)[1]
     z = parts.project(z)

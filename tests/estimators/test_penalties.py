@@ -13,6 +13,7 @@ from sklearn.linear_model import ElasticNet, Lasso, LogisticRegression, PoissonR
 
 import estimax
 from estimax.estimators import EM, MAP, MLE, Laplace, penalties
+from estimax.inference.path import scaled
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -159,6 +160,67 @@ def test_fused_regression_is_optimal():
     assert np.sum(np.diff(found) == 0) > 0
 
 
+def grid_differences(rows, columns):
+    """Both kinds of differences of an image as one matrix."""
+    down = np.kron(np.diff(np.eye(rows), axis=0), np.eye(columns))
+    return np.vstack([down, np.kron(np.eye(rows), np.diff(np.eye(columns), axis=0))])
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.3, 5.0])
+def test_proximal_operator_of_an_image_equals_a_convex_program(x64, strength):
+    y = rng.normal(size=(7, 5)) + 2 * (np.arange(7) < 3)[:, None]
+    d = grid_differences(7, 5)
+    dual = lsq_linear(d.T, y.ravel(), (-max(strength, 1e-300), max(strength, 1e-300)), method="bvls", tol=1e-15)
+    found = penalties.total_variation_of_image(jnp.asarray(y), jnp.asarray(strength), (0, 1))
+    np.testing.assert_allclose(np.ravel(found), y.ravel() - d.T @ dual.x, atol=1e-8)
+    rows = penalties.total_variation_of_image(jnp.asarray(y), jnp.asarray(strength), (1,))  # against the direct method
+    direct = jax.vmap(lambda row: penalties.total_variation(row, jnp.asarray(strength)))(jnp.asarray(y))
+    np.testing.assert_allclose(rows, direct, atol=1e-8)
+
+
+def test_counts_of_a_blurred_image_are_optimal():
+    """Poisson, fused along both axes, non-negative: the optimality conditions, a bounded least-squares problem."""
+    truth = np.zeros((5, 5))
+    truth[1:3, 1:3] = 40.0
+    blur = np.exp(-0.5 * (np.arange(5)[:, None] - np.arange(5)) ** 2)
+    counts = np.random.default_rng(5).poisson(blur @ truth @ blur + 3.0)
+    counts[4] = 0  # below the background: the bound holds there
+    lam = 0.3
+
+    def image(counts, blur):
+        f = numpyro.param("f", jnp.full((5, 5), 3.0))
+        with numpyro.plate("column", 5), numpyro.plate("row", 5):
+            numpyro.sample("counts", dist.Poisson(blur @ f @ blur + 3.0), obs=counts)
+
+    found = fit(image, MLE(fused={"f": (lam, (0, 1))}, nonnegative=("f",)), {"counts": counts, "blur": blur})
+    assert found.status == "finished"
+    f = np.ravel(found.params["f"])
+    a, d = np.kron(blur, blur), grid_differences(5, 5)
+    slope = a.T @ (1 - counts.ravel() / (a @ f + 3.0))
+    # the loss is convex: f is its minimum if slope + Dᵀu − v = 0 with u in λ ∂|Df| and v ≥ 0 where f = 0
+    unequal = np.abs(d @ f) > 1e-6
+    low = np.r_[np.where(unequal, lam * np.sign(d @ f), -lam), np.zeros(25)]
+    high = np.r_[np.where(unequal, lam * np.sign(d @ f), lam), np.where(f == 0, np.inf, 0.0)]
+    dual = lsq_linear(np.hstack([d.T, -np.eye(25)]), -slope, (low - 1e-12, high + 1e-12), method="bvls", tol=1e-15)
+    assert np.abs(dual.fun).max() < 1e-6 * np.abs(slope).max()
+    assert (f == 0).any()
+    assert 0 < unequal.sum() < len(d)
+
+
+def test_fused_along_another_axis():
+    def matrix(y):
+        f = numpyro.param("f", jnp.zeros((6, 2)))
+        with numpyro.plate("column", 2), numpyro.plate("row", 6):
+            numpyro.sample("y", dist.Normal(f, 1.0), obs=y)
+
+    y = rng.normal(size=(6, 2))
+    found = fit(matrix, MLE(fused={"f": (0.7, 0)}), {"y": y}).params["f"]
+    for k in range(2):
+        d = np.diff(np.eye(6), axis=0)
+        dual = lsq_linear(d.T, y[:, k], (-0.7, 0.7), method="bvls", tol=1e-15)
+        np.testing.assert_allclose(found[:, k], y[:, k] - d.T @ dual.x, atol=1e-7)
+
+
 def test_group_lasso_satisfies_its_optimality_conditions():
     def model(x, y):
         b = numpyro.param("b", jnp.zeros((2, x.shape[1])))  # two outputs: a feature is in for both or for none
@@ -226,6 +288,12 @@ def test_errors():
         fit(linear, MLE(l1=1.0), data, optimizer="lbfgs")
     with pytest.raises(ValueError, match="give the sites a prior"):
         Laplace(l2=1.0)
+    with pytest.raises(ValueError, match="fused of 'b' has axes \\[0, 1\\], the site has shape \\(10,\\)"):
+        fit(linear, MLE(fused={"b": (1.0, (0, 1))}), data)
+    with pytest.raises(ValueError, match="fused with axes goes by site: fused={site: \\(strength, axes\\)}"):
+        MLE(fused=(1.0, (0, 1)))
+    with pytest.raises(ValueError, match="axes of fused\\['b'\\] must be integers"):
+        MLE(fused={"b": (1.0, "rows")})
     with pytest.raises(ValueError, match="nonnegative must be a tuple of site names"):
         MLE(nonnegative=3)
     penalised = fit(linear, MLE(l1={"b": 15.0}), data)
@@ -241,3 +309,6 @@ def test_estimators_with_equal_penalties_are_equal():
     assert one == other
     assert hash(one) == hash(other)
     assert EM(l2=2.0) != EM()
+    image = MLE(fused={"f": (1.0, (0, 1))})
+    assert image == MLE(fused={"f": (1, [0, 1])}) != MLE(fused={"f": 1.0})
+    assert scaled(image, 2.0) == MLE(fused={"f": (2.0, (0, 1))})
