@@ -1,7 +1,10 @@
 """What is optimised: estimators and the objectives and gradient estimators they are made of."""
 
 from .base import Estimator, Posterior, Problem
+from .compositional import CompositionalMLE
+from .contrastive import ContrastiveDivergence, UnbiasedCD
 from .denoising import TIWDSM, DenoisingScoreMatching, TargetScoreMatching
+from .ebflow import EBFlow
 from .em import EM
 from .family import (
     CHIVI,
@@ -23,6 +26,7 @@ from .laplace import Laplace
 from .likelihood import MAP, MLE
 from .log_weight import LogWeight
 from .mcem import MCEM
+from .nce import NCE, ConditionalNCE
 from .objectives import (
     Bound,
     CUBOBound,
@@ -48,6 +52,7 @@ __all__ = [
     "MCEM",
     "MIWAE",
     "MLE",
+    "NCE",
     "PIWAE",
     "RWS",
     "TIWDSM",
@@ -56,9 +61,13 @@ __all__ = [
     "AutoGen",
     "Bound",
     "CUBOBound",
+    "CompositionalMLE",
     "ConditionalFlowMatching",
+    "ConditionalNCE",
+    "ContrastiveDivergence",
     "DataEmphasizedELBO",
     "DenoisingScoreMatching",
+    "EBFlow",
     "ELBOBound",
     "Estimator",
     "ForwardChi2",
@@ -78,6 +87,7 @@ __all__ = [
     "SmoothedLocation",
     "StochasticInterpolant",
     "TargetScoreMatching",
+    "UnbiasedCD",
     "WhitenedNormal",
     "smoothed_interval",
 ]
