@@ -74,6 +74,16 @@ class Problem(eqx.Module):
         return False
 
     @property
+    def has_curvature(self) -> bool:
+        """Whether standard errors follow from derivatives of the loss: it is exact, smooth, and an estimating equation."""
+        return self.deterministic and not self.nonsmooth
+
+    @property
+    def batch(self) -> int:
+        """Most losses to evaluate at once, by the memory that each one takes."""
+        return 32
+
+    @property
     def memory(self) -> Any:
         """What a stateful loss remembers between steps (chains, a counter), a pytree; None where it has no state."""
         return None
@@ -133,6 +143,14 @@ class Problem(eqx.Module):
     def posterior(self, params: Params) -> Posterior | None:
         """The posterior that the fitted parameters stand for; None where there is nothing to draw."""
         return None
+
+    def is_point(self, params: Params) -> bool:
+        """Whether the fitted parameters are a point estimate, with standard errors of their own."""
+        return self.posterior(params) is None
+
+    def remarks(self, params: Params) -> list[str]:
+        """What the estimator itself has to say of its fit, in words, for `diagnose`."""
+        return []
 
     def unconstrain(self, values: Mapping[str, Any]) -> Params:
         """Unconstrained values of the parameters that `values` gives in the user's space; the inverse of `constrain`.

@@ -61,7 +61,12 @@ class Covariance:
 def _parts(problem: Problem, params: Params) -> tuple[Array, Array]:
     p = replace(problem, params=params)  # type: ignore[type-var]
     z, f, _ = objective(p)
-    return curvature.gradient_and_hessian(f, z)
+    return curvature.gradient_and_hessian(f, z, None if problem.batch >= 32 else problem.batch)
+
+
+@eqx.filter_jit
+def _information(problem: Any, params: Params, rng_key: Array) -> tuple[Array, Array]:
+    return problem.information(params, rng_key)
 
 
 @eqx.filter_jit
@@ -105,7 +110,8 @@ def compute(result: FitResult, kind: Any = None, *, num_replicates: int = NUM_RE
         TypeError: the estimator has no exact loss to differentiate.
     """
     problem, params = result.problem, result.unconstrained
-    if not problem.deterministic:
+    drawn = hasattr(problem, "information")  # a loss over draws: its curvature is known only by more of them
+    if not problem.deterministic and not drawn:
         raise TypeError(
             f"{type(result.estimator).__name__} has no exact loss: standard errors come from its posterior (summary)"
         )
@@ -123,13 +129,25 @@ def compute(result: FitResult, kind: Any = None, *, num_replicates: int = NUM_RE
             f'covariance="{name}" (and the profile, which rests on it) holds for likelihoods, and the loss of '
             f"{type(result.estimator).__name__} is none: take {', '.join(valid)} or ('cluster', ids)"
         )
-    gradient, hessian = (np.asarray(x) for x in _parts(problem, params))
+    scores: np.ndarray | None = None
+    if drawn:
+        if name.endswith("bootstrap"):
+            raise ValueError(
+                f'covariance="{name}" refits, and {type(result.estimator).__name__} has no exact loss to refit: take '
+                '"observed", "opg", "sandwich" or clusters'
+            )
+        if ("information", seed) not in result._cache:
+            result._cache["information", seed] = _information(problem, params, random.key(seed))
+        hessian, scores = (np.asarray(x, np.float64) for x in result._cache["information", seed])
+    else:
+        hessian = np.asarray(_parts(problem, params)[1])
     values, jacobian = (np.asarray(x) for x in _values_and_jacobian(problem, params))
     notes: list[str] = []
     inverse, condition, unidentified = _inverse(hessian, unconstrained_names(params), notes)
     replicates = None
-    scores = scores_of(problem, params) if name in ("opg", "sandwich", "cluster") else None
-    if name in ("opg", "sandwich", "cluster") and scores is None:
+    if not drawn and name in ("opg", "sandwich", "cluster"):
+        scores = scores_of(problem, params)
+    if name in ("opg", "sandwich", "cluster") and (scores is None or len(scores) < 2):
         raise ValueError(
             f'covariance="{name}" needs independent units, the elements of a plate around the observed sites; this '
             'model has one observation only. Take "observed" or "parametric_bootstrap"'
@@ -165,7 +183,8 @@ def compute(result: FitResult, kind: Any = None, *, num_replicates: int = NUM_RE
         loose = np.abs(jacobian @ unidentified).max(1) > 1e-6 * np.maximum(np.abs(jacobian).max(1), 1e-300)
         constrained = constrained.copy()
         constrained[loose, loose] = np.inf
-    if not unidentified.size and not (_is_large(problem) and _quadratic(result.metrics.get("newton_decrement"))):
+    converged = _is_large(problem) and _quadratic(result.metrics.get("newton_decrement"))
+    if not drawn and not unidentified.size and not converged:
         notes += _one_sided(problem, params, hessian)
     return Covariance(
         kind=name, names=site_names(problem, params), estimate=values, matrix=constrained, unconstrained=matrix,
@@ -206,7 +225,7 @@ def _inverse(matrix: np.ndarray | None, names: list[str], notes: list[str]) -> t
 @eqx.filter_jit
 def _along(problem: Problem, params: Params, steps: Array) -> Array:
     z, f, _ = objective(replace(problem, params=params))  # type: ignore[type-var]
-    return lax.map(lambda step: f(z + step), steps, batch_size=16) - f(z)
+    return lax.map(lambda step: f(z + step), steps, batch_size=min(16, problem.batch)) - f(z)
 
 
 def _is_large(problem: Problem) -> bool:

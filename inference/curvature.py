@@ -20,10 +20,11 @@ def off_zero(z: Array) -> Array:
     return z + jnp.where(z == 0, jnp.asarray(1e-12, z.dtype), jnp.zeros((), z.dtype))
 
 
-def gradient_and_hessian(f: Loss, z: Array) -> tuple[Array, Array]:
-    """Gradient ``(D,)`` and Hessian ``(D, D)``, forward over reverse."""
+def gradient_and_hessian(f: Loss, z: Array, batch: int | None = None) -> tuple[Array, Array]:
+    """Gradient ``(D,)`` and Hessian ``(D, D)``, forward over reverse; `batch` rows at once, all where it is None."""
     gradient, tangent = jax.linearize(jax.grad(f), z)
-    hessian = jax.vmap(tangent)(jnp.eye(z.shape[0], dtype=z.dtype))
+    rows = jnp.eye(z.shape[0], dtype=z.dtype)
+    hessian = jax.vmap(tangent)(rows) if batch is None else lax.map(tangent, rows, batch_size=batch)
     return gradient, (hessian + hessian.T) / 2
 
 

@@ -100,11 +100,15 @@ def diagnose_point(result: FitResult) -> PointDiagnosis:
                 )
     elif result.problem.nonsmooth:
         advice.append("the loss has kinks: no standard errors; judge the strength of penalties by estimax.penalty_path")
+    elif result.problem.deterministic:
+        advice.append("the objective is no likelihood: its curvature gives no standard errors")
     else:
         advice.append("the loss is stochastic: no curvature to judge by; compare fits of several seeds")
-        if loss_drift(result.losses) < -3:
-            verdict = "do not use"
-            advice.append("the loss was still falling at the end: take more steps (result.resume(num_steps))")
+    if not result.problem.deterministic and loss_drift(result.losses) < -3:
+        verdict = "do not use"
+        advice.append("the loss was still falling at the end: take more steps (result.resume(num_steps))")
+    with result.precision():
+        advice += result.problem.remarks(result.unconstrained)
     return PointDiagnosis(verdict, condition, ratio, tuple(advice), result.message or result.status)
 
 

@@ -180,7 +180,8 @@ def _feasible_starts(problem: Problem, key: Array, num_restarts: int, given: boo
     if given and num_restarts == 1 and np.isfinite(_losses(problem, own)).all():
         return own
     size = sum(np.size(x) for x in jax.tree.leaves(problem.data))
-    tries = max(4 * num_restarts, MANY_CANDIDATES if size < 1e6 else FEW_CANDIDATES)
+    few = size >= 1e6 or problem.batch < FEW_CANDIDATES
+    tries = max(4 * num_restarts, FEW_CANDIDATES if few else MANY_CANDIDATES)
     many = _candidates(problem, key, tries)
     losses = _losses(problem, many)
     good = np.flatnonzero(np.isfinite(losses))
@@ -216,7 +217,9 @@ def _candidates(problem: Problem, key: Array, num: int) -> Params:
 
 @eqx.filter_jit
 def _compiled_losses(problem: Problem, starts: Params) -> Array:
-    return jax.vmap(lambda p: problem.loss(p, random.key(0), problem.data)[0])(starts)
+    return jax.lax.map(
+        lambda p: problem.loss(p, random.key(0), problem.data)[0], starts, batch_size=problem.batch
+    )
 
 
 def _losses(problem: Problem, starts: Params) -> np.ndarray:

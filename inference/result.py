@@ -226,13 +226,13 @@ class FitResult:
     @property
     def has_curvature(self) -> bool:
         """Whether the loss is exact and smooth, so that standard errors follow from its derivatives."""
-        return self.problem.deterministic and not self.problem.nonsmooth
+        return self.problem.has_curvature
 
     @property
     def is_point(self) -> bool:
         """Whether the fit is a point estimate: it has parameters and standard errors, but no posterior."""
         with self.precision():
-            return self.problem.posterior(self.unconstrained) is None
+            return self.problem.is_point(self.unconstrained)
 
     def covariance(self, kind: Any = None, *, num_replicates: int = 1000, seed: int = 0) -> Covariance:
         """Sampling covariance of the estimates, computed once a kind.

@@ -1,7 +1,7 @@
 """Solvers for exact losses, always in double precision.
 
-Newton where the Hessian is affordable, L-BFGS above; EM where the problem has a surrogate; proximal Newton or FISTA
-where the loss has kinks.
+Newton where the Hessian is affordable, L-BFGS above; EM where the problem has a surrogate; alternation where two
+objectives meet; proximal Newton or FISTA where the loss has kinks.
 
 One step a compiled call: the bar moves, Ctrl-C keeps what was done. Starting points are a vmap axis.
 """
@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from ..estimators.base import Params, Problem
 from . import curvature, proximal
 
-SOLVERS = ("newton", "lbfgs", "em", "squarem", "proximal_newton", "fista")
+SOLVERS = ("newton", "lbfgs", "em", "squarem", "alternate", "proximal_newton", "fista")
 PROXIMAL = ("proximal_newton", "fista")
 NEWTON_LIMIT = 300
 """Most parameters for which every step forms the Hessian."""
@@ -86,7 +86,8 @@ def _newton_steps(problem: Problem, z: Array, value: Array) -> tuple[Array, Arra
 
 @eqx.filter_jit
 def _lbfgs_start(problem: Problem, z: Array) -> Any:
-    return jax.vmap(optax.lbfgs().init)(z)
+    # strongly typed, as the steps return it: else the first step would be a program of its own
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), jax.vmap(optax.lbfgs().init)(z))
 
 
 @eqx.filter_jit
@@ -175,6 +176,17 @@ def _em_steps(problem: Problem, z: Array, value: Array, accelerated: bool) -> tu
 
 
 @eqx.filter_jit
+def _alternations(problem: Problem, z: Array) -> tuple[Array, Array, Array]:
+    """One step of `em_map` of every starting point, whatever it does to the loss; and how far it went."""
+
+    def one(z: Array) -> tuple[Array, Array, Array]:
+        new = em_map(problem, z)
+        return new, objective(problem)[1](new), jnp.max(jnp.abs(new - z))
+
+    return jax.vmap(one)(z)
+
+
+@eqx.filter_jit
 def _proximal_values(problem: Problem, z: Array) -> tuple[Array, Array]:
     parts = proximal.composite(problem)[1]
     z = jax.vmap(parts.project)(z)
@@ -224,13 +236,21 @@ def choose(problem: Problem, size: int, solver: str | None) -> str:
         raise ValueError(f"optimizer={solver!r} is for penalties with kinks: leave the choice to fit (optimizer=None)")
     if solver in ("em", "squarem") and problem.solver not in ("em", "squarem"):
         raise ValueError(f"optimizer={solver!r} goes with the estimator EM")
+    if "alternate" in (solver, problem.solver) and solver not in (None, problem.solver):
+        raise ValueError(
+            f"optimizer={solver!r} does not go here: the estimator alternates between two objectives or it does not, and "
+            "fit knows (optimizer=None)"
+        )
     return solver or problem.solver or ("newton" if size <= NEWTON_LIMIT else "lbfgs")
 
 
 def measure(problem: Problem, solver: str | None) -> str:
     """What `Solution.gradient_norms` holds, in words."""
     size = sum(np.size(x) for x in jax.tree.leaves(problem.params))
-    return "gradient norm" if choose(problem, size, solver) in ("lbfgs", "fista") else "Newton decrement"
+    chosen = choose(problem, size, solver)
+    return {"lbfgs": "gradient norm", "fista": "gradient norm", "alternate": "last step"}.get(
+        chosen, "Newton decrement"
+    )
 
 
 def solve(
@@ -279,6 +299,10 @@ def solve(
                     converged = (np.asarray(norm) < TOLERANCE) | (stalled & (np.asarray(norm) < 1e-3))
                     z, value = new, new_value
                     taken, stuck = 1, stalled.all()
+                elif solver == "alternate":
+                    z, value, norm = _alternations(problem, z)
+                    converged = np.asarray(norm) < 1e-5 * (1 + np.max(np.abs(np.asarray(z)), 1))
+                    taken, stuck = 1, False
                 elif solver == "fista":
                     new, new_value, state, norm = _fista_steps(problem, state)
                     converged = np.asarray(norm) <= LBFGS_TOLERANCE * (1 + np.abs(np.asarray(new_value)))

@@ -1,0 +1,1 @@
+"""Gaussian processes: hyper-parameters by marginal likelihood, with interchangeable objectives and posteriors."""

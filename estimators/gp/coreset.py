@@ -1,0 +1,168 @@
+"""CVTGP: a posterior that is the prior conditioned on a few weighted pseudo-observations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax, random
+
+from ..base import Data, Estimator, Metrics, Params
+from . import inducing, linalg, nonconjugate, rows, view
+from .nonconjugate import Sites, expected, site_normaliser, solve, tilted
+from .posterior import Conditional, FunctionPosterior
+from .problem import with_own
+from .view import gram
+
+INPUTS, TARGETS, LOG_PRECISION = "coreset_inputs", "coreset_targets", "coreset_log_precision"
+
+
+@dataclass(frozen=True)
+class CoresetGP(Estimator):
+    """Variational inference with q(f) ∝ p(f) Π_m N(ỹ_m | f(z_m), σ²)^β_m over M pseudo-observations (a coreset).
+
+    Minimises −Σ_i E_q log p(y_i | f_i) + KL(q ‖ p) − log prior over z, ỹ and the precisions β/σ²: O(M) variational
+    parameters and O(M³) time where `SVGP` has O(M²) parameters (A Coreset-based, Tempered Variational Posterior for
+    Accurate and Scalable Stochastic Gaussian Process Inference). With M = n and Gaussian noise the optimum is exact.
+
+    Args:
+        num_points: M, pseudo-observations; they start at rows chosen greedily by conditional variance.
+        batch_size: rows a step; None takes all, and the loss is then exact and solved by L-BFGS in double precision.
+    """
+
+    num_points: int = 50
+    batch_size: int | None = None
+    needs_guide = False
+
+    @property
+    def exact(self) -> bool:  # type: ignore[override]
+        return self.batch_size is None
+
+    def __post_init__(self) -> None:
+        if not self.num_points >= 1:
+            raise ValueError(f"num_points must be at least 1, got {self.num_points!r}")
+
+    def problem(self, rng_key: Array, model: Callable, guide: Callable | None, data: Data) -> CoresetProblem:
+        name = type(self).__name__
+        hyper = view.create(self, rng_key, model, dict(data))
+        view.check_rows(hyper, name, dict(data))
+        problem = CoresetProblem(options=self, hyper=hyper, params=hyper.rest.params, data=dict(data))
+        kernel, X = _kernel_and_inputs(problem)
+        inducing.check(X, self.num_points, name, "num_points")
+        rows.check_batch(self.batch_size, data, rows.row_keys(data, X.shape[0]), X.shape[0])
+        index = inducing.greedy(kernel, X, self.num_points)
+        targets, precision = _first_sites(problem, index)
+        return with_own(problem, **{INPUTS: X[index], TARGETS: targets, LOG_PRECISION: jnp.log(precision)})
+
+
+@eqx.filter_jit
+def _kernel_and_inputs(problem: CoresetProblem) -> tuple[Any, Any]:
+    process = problem.hyper.read(problem.params, problem.data).latent[problem.site]
+    return process.kernel, process.X
+
+
+@eqx.filter_jit
+def _first_sites(problem: CoresetProblem, index: Array) -> tuple[Array, Array]:
+    """Targets and precisions that the rows would have alone, each row standing for n/M of them."""
+    log_lik, process = problem.likelihood(problem.params, problem.data)
+    prior = process.kernel(process.X) + process.noise
+    _, mean, variance = tilted(log_lik, jnp.zeros_like(prior), prior)
+    precision = jnp.maximum(1 / variance - 1 / prior, 1e-3 / prior)
+    targets = mean / variance / precision
+    return targets[index], (precision * (len(prior) / len(index)))[index]
+
+
+class CoresetProblem(nonconjugate.SitesProblem):
+    """−ELBO − log prior."""
+
+    @property
+    def deterministic(self) -> bool:
+        return self.options.exact
+
+    @property
+    def solver(self) -> str:
+        return "lbfgs"
+
+    @property
+    def has_curvature(self) -> bool:
+        return False
+
+    @property
+    def batch(self) -> int:
+        return int(np.clip(1e7 // (self.num_units * self.options.num_points), 1, 32))
+
+    def finish(self, params: Params) -> CoresetProblem:
+        return self
+
+    def likelihood(self, params: Params, data: Data) -> tuple[Callable[[Array], Array], view.Process]:
+        process = self.hyper.read(params, data).latent[self.site]
+        return lambda f: self.hyper.read(params, data, {self.site: process.mean + f}).log_prob, process
+
+    def coreset(self, params: Params, kernel: Any) -> tuple[Array, Sites]:
+        """Prior covariance of the pseudo-observations' functions, and their sites."""
+        precision = jnp.exp(params[LOG_PRECISION])
+        K = gram(kernel, params[INPUTS])
+        K = linalg.add_diagonal(K, lax.stop_gradient(linalg.jittered_cholesky(lax.stop_gradient(K))[1]))
+        return K, Sites(precision, precision * params[TARGETS])
+
+    def elbo(self, params: Params, data: Data, scale: Any) -> Array:
+        log_lik, process = self.likelihood(params, data)
+        K, sites = self.coreset(params, process.kernel)
+        q = solve(K, sites)
+        mean, variance = self.function_of(params, process.kernel).marginals(process.X)
+        log_sites = sites.shift @ q.mean - 0.5 * jnp.sum(sites.precision * (q.variance + q.mean**2))
+        divergence = log_sites - site_normaliser(K, sites)
+        # not at zero variance: the derivative of its root is not finite there
+        return scale * jnp.sum(expected(log_lik, mean, jnp.maximum(variance, 1e-12))) - divergence
+
+    def objective(self, params: Params, data: Data) -> Array:
+        return self.elbo(params, data, 1.0)
+
+    def loss(self, params: Params, rng_key: Array, data: Data) -> tuple[Array, Metrics]:
+        n = self.num_units
+        if self.options.batch_size is not None and self.options.batch_size < n:
+            index = rows.batch(rng_key, n, self.options.batch_size)
+            data = rows.take(data, rows.row_keys(data, n), index)
+        value = self.elbo(params, data, n / min(self.options.batch_size or n, n))
+        return -(value + self.hyper.log_prior(params, data)), {}
+
+    def function_of(self, params: Params, kernel: Any) -> Conditional:
+        K, sites = self.coreset(params, kernel)
+        q = solve(K, sites)
+        precision = sites.precision
+        A = jnp.diag(precision) - precision[:, None] * q.covariance * precision
+        return Conditional(kernel, params[INPUTS], sites.shift - precision * q.mean, A)
+
+    def functions(self, params: Params) -> dict[str, FunctionPosterior]:
+        return {self.site: self.function_of(params, _kernel_of(self, params))}
+
+    def remarks(self, params: Params) -> list[str]:
+        score = float(jnp.mean(_score(self, params)))
+        return [f"log predictive density of the data themselves: {score:.3f} a row"]
+
+    def sampler(self, params: Params) -> Any:
+        process = self.hyper.read(params, self.data).latent[self.site]
+        posterior = self.function_of(params, process.kernel)
+        K, sites = self.coreset(params, process.kernel)
+        mean, covariance = posterior.joint(jnp.concatenate([process.X, posterior.X]))
+        return nonconjugate.Draws(process.mean, mean, linalg.root(covariance), sites, site_normaliser(K, sites))
+
+    def draw(self, state: Any, params: Params, rng_key: Array) -> tuple[dict[str, Array], Array]:
+        both = state.mean + state.root @ random.normal(rng_key, state.mean.shape)
+        f, at_coreset = both[: len(state.prior)], both[len(state.prior) :]
+        functions = {self.site: state.prior + f}
+        log_sites = jnp.sum(state.sites.shift * at_coreset - 0.5 * state.sites.precision * at_coreset**2)
+        return functions, self.log_target(params, functions) - log_sites + state.normaliser
+
+
+@eqx.filter_jit
+def _score(problem: CoresetProblem, params: Params) -> Array:
+    return problem.predictive_log_density(params, problem.data)
+
+
+def _kernel_of(problem: CoresetProblem, params: Params) -> Any:
+    return problem.hyper.read(params, problem.data).latent[problem.site].kernel

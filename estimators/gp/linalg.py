@@ -1,0 +1,115 @@
+"""Dense linear algebra of Gaussian processes, with a jitter that is raised only where it must be."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.scipy.linalg import cho_solve, solve_triangular
+
+LOG_2PI = float(np.log(2 * np.pi))
+
+
+def jitters(dtype: object) -> Array:
+    """Levels of the jitter relative to the mean of the diagonal, the first one zero."""
+    smallest = -12 if jnp.finfo(dtype).bits == 64 else -6
+    return jnp.concatenate([jnp.zeros(1, dtype), 10.0 ** jnp.arange(smallest, -2, dtype=dtype)])
+
+
+def add_diagonal(matrix: Array, diagonal: Array) -> Array:
+    i = jnp.arange(matrix.shape[-1])
+    return matrix.at[..., i, i].add(diagonal)
+
+
+def jittered_cholesky(matrix: Array) -> tuple[Array, Array]:
+    """Lower factor of the matrix plus the least jitter that makes it positive definite, and that jitter.
+
+    NaN where no level does. Not differentiable: see `log_normal`, `cholesky`.
+    """
+    levels = jitters(matrix.dtype)
+    scale = jnp.mean(jnp.diagonal(matrix))
+
+    def factor(level: Array) -> Array:
+        return lax.linalg.cholesky(add_diagonal(matrix, levels[level] * scale), symmetrize_input=False)
+
+    def failed(carry: tuple[Array, Array]) -> Array:
+        level, found = carry
+        return jnp.isnan(found[-1, -1]) & (level < len(levels) - 1)
+
+    def again(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        return carry[0] + 1, factor(carry[0] + 1)
+
+    level, found = lax.while_loop(failed, again, (jnp.zeros((), jnp.int32), factor(jnp.zeros((), jnp.int32))))
+    return found, levels[level] * scale
+
+
+def cholesky(matrix: Array) -> Array:
+    """Differentiable lower factor, with the least jitter that works."""
+    jitter = lax.stop_gradient(jittered_cholesky(lax.stop_gradient(matrix))[1])
+    return lax.linalg.cholesky(add_diagonal(matrix, jitter), symmetrize_input=False)
+
+
+def root(covariance: Array) -> Array:
+    """A square root R of a covariance that may be singular, R Rᵀ = covariance: for draws."""
+    values, vectors = jnp.linalg.eigh((covariance + covariance.T) / 2)
+    return vectors * jnp.sqrt(jnp.maximum(values, 0.0))
+
+
+def _inverse_of(factor: Array) -> Array:
+    return cho_solve((factor, True), jnp.eye(factor.shape[0], dtype=factor.dtype))
+
+
+@jax.custom_jvp
+def inverse(matrix: Array) -> Array:
+    """Inverse of a positive definite matrix, jittered where it must be."""
+    return _inverse_of(jittered_cholesky(matrix)[0])
+
+
+@inverse.defjvp
+def _inverse_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    out = inverse(primals[0])
+    return out, -out @ tangents[0] @ out
+
+
+@jax.custom_jvp
+def log_normal(covariance: Array, residual: Array) -> Array:
+    """log N(residual | 0, covariance), nats; ``(n, n)`` and ``(n,)``.
+
+    Its derivative is ½ tr((ααᵀ − K⁻¹) dK) − αᵀ dr with α = K⁻¹ r (Gaussian Processes for Machine Learning, eq. 5.9): one
+    factorisation and one inverse serve value and gradient, in three n × n arrays.
+    """
+    factor = jittered_cholesky(covariance)[0]
+    return _log_normal_of(factor, residual)
+
+
+def _log_normal_of(factor: Array, residual: Array) -> Array:
+    white = solve_triangular(factor, residual, lower=True)
+    log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(factor)))
+    return -0.5 * (jnp.sum(white**2) + log_det + len(residual) * LOG_2PI)
+
+
+@log_normal.defjvp
+def _log_normal_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    (covariance, residual), (d_covariance, d_residual) = primals, tangents
+    precision, value = _inverse_and_log_normal(covariance, residual)
+    alpha = precision @ residual
+    # a product and a sum over the elements, so that a cotangent for the kernel is one n × n array
+    sensitivity = 0.5 * (alpha[:, None] * alpha - precision)
+    return value, jnp.sum(sensitivity * d_covariance) - alpha @ d_residual
+
+
+@jax.custom_jvp
+def _inverse_and_log_normal(covariance: Array, residual: Array) -> tuple[Array, Array]:
+    factor = jittered_cholesky(covariance)[0]
+    return _inverse_of(factor), _log_normal_of(factor, residual)
+
+
+@_inverse_and_log_normal.defjvp
+def _inverse_and_log_normal_jvp(primals: tuple, tangents: tuple) -> tuple:
+    """For second derivatives."""
+    (covariance, residual), (d_covariance, d_residual) = primals, tangents
+    precision, value = _inverse_and_log_normal(covariance, residual)
+    alpha = precision @ residual
+    d_value = 0.5 * alpha @ (d_covariance @ alpha) - 0.5 * jnp.sum(precision * d_covariance) - alpha @ d_residual
+    return (precision, value), (-precision @ d_covariance @ precision, d_value)

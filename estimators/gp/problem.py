@@ -1,0 +1,232 @@
+"""The problem of every Gaussian-process estimator: hyper-parameters, an objective, a posterior over functions."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax, random
+
+from ..base import Data, Metrics, Params, Posterior, Problem
+from . import linalg
+from .posterior import FunctionPosterior
+from .quadrature import hermite
+from .view import Hyper, num_rows
+
+MAX_JOINT = 4000
+"""Most rows at which functions are drawn jointly."""
+
+
+class Forecast(eqx.Module):
+    """Predictive moments at new rows."""
+
+    mean: Array
+    """Of a new observation, ``(n,)``."""
+    variance: Array
+    function_mean: dict[str, Array]
+    """Of the latent functions, prior means included, by site."""
+    function_variance: dict[str, Array]
+
+
+class ProcessProblem(Problem):
+    """−(objective + log prior of the hyper-parameters), in nats, over all rows."""
+
+    options: Any = eqx.field(static=True)
+    hyper: Hyper
+    params: Params
+    data: dict[str, Any]
+
+    @property
+    def deterministic(self) -> bool:
+        return True
+
+    @property
+    def solver(self) -> str:
+        return "lbfgs"
+
+    @property
+    def batch(self) -> int:
+        """Losses that are evaluated at once: each holds a few n × n arrays."""
+        return int(np.clip(3e7 // max(self.num_units**2, 1), 1, 32))
+
+    @property
+    def num_units(self) -> int:
+        """Rows."""
+        reading = eqx.filter_eval_shape(lambda p: self.hyper.read(p, self.data), self.params)
+        processes = [*reading.latent.values(), *(p for p, _ in reading.observed.values())]
+        return num_rows(processes[0].X)
+
+    def init(self, rng_key: Array) -> Params:
+        own = {n: v for n, v in self.params.items() if n not in self.hyper.rest.params}
+        return {**self.hyper.rest.init(rng_key), **own}
+
+    def candidates(self, rng_key: Array, num: int) -> Params | None:
+        drawn = self.hyper.rest.candidates(rng_key, num)
+        if drawn is None:
+            return None
+        own = {n: v for n, v in self.params.items() if n not in self.hyper.rest.params}
+        return {**drawn, **jax.tree.map(lambda x: jnp.broadcast_to(x, (num, *x.shape)), own)}
+
+    @abc.abstractmethod
+    def objective(self, params: Params, data: Data) -> Array:
+        """Log marginal likelihood or what stands in its place, nats."""
+
+    @abc.abstractmethod
+    def functions(self, params: Params) -> dict[str, FunctionPosterior]:
+        """Posteriors of the functions minus their prior means, by site."""
+
+    def log_likelihood(self, params: Params, data: Data) -> Array:
+        return self.objective(params, data)
+
+    def loss(self, params: Params, rng_key: Array, data: Data) -> tuple[Array, Metrics]:
+        return -(self.objective(params, data) + self.hyper.log_prior(params, data)), {}
+
+    def is_point(self, params: Params) -> bool:
+        return True
+
+    def constrain(self, params: Params) -> dict[str, Array]:
+        own = {n: v for n, v in params.items() if n not in self.hyper.rest.params}
+        return {**self.hyper.constrain(params), **own}
+
+    def unconstrain(self, values: Mapping[str, Any]) -> Params:
+        own = {n: jnp.asarray(v) for n, v in values.items() if n in self.params and n not in self.hyper.rest.params}
+        for name, value in own.items():
+            if value.shape != self.params[name].shape:
+                raise ValueError(f"start[{name!r}] has shape {value.shape}, it should be {self.params[name].shape}")
+        return {**self.hyper.rest.unconstrain({n: v for n, v in values.items() if n not in own}), **own}
+
+    def explain(self, params: Params, rng_key: Array, data: Data) -> str:
+        for name, value in self.constrain(params).items():
+            if not bool(jnp.all(jnp.isfinite(value))):
+                return f"hyper-parameter {name!r} is not finite"
+        double = jnp.result_type(float) == jnp.float64
+        return (
+            "the kernel matrix is not positive definite at these hyper-parameters, whatever the jitter: is the kernel a "
+            "valid one, and are its inputs finite?" + ("" if double else " In single precision: set jax_enable_x64")
+        )
+
+    def posterior(self, params: Params) -> Posterior | None:
+        """Draws of the functions at the rows of the data; None beyond `MAX_JOINT` rows."""
+        if self.num_units > MAX_JOINT:
+            return None
+        return _draws(self, params)
+
+    def log_target(self, params: Params, functions: dict[str, Array]) -> Array:
+        """log p(y | f) at given values of the functions, summed over rows."""
+        reading = self.hyper.read(params, self.data, functions)
+        if not self.hyper.observed:
+            return jnp.sum(reading.log_prob)
+        ((name, (process, y)),) = reading.observed.items()
+        return jnp.sum(log_density(y, functions[name], process.noise))
+
+    @abc.abstractmethod
+    def sampler(self, params: Params) -> Any:
+        """What `draw` needs, computed once: factors and constants. A pytree."""
+
+    @abc.abstractmethod
+    def draw(self, state: Any, params: Params, rng_key: Array) -> tuple[dict[str, Array], Array]:
+        """One draw of the functions at the data, and log p(y, f) − log q(f)."""
+
+    def forecast(self, params: Params, data: Data) -> Forecast:
+        """Predictive moments at the rows of other data (what is observed there does not matter)."""
+        moments = _function_moments(self, params, data)
+        if self.hyper.observed:
+            (name,) = self.hyper.observed
+            mean, variance = moments[name]
+            noise = self.hyper.read(params, data).observed[name][0].noise
+            return Forecast(mean, variance + noise, {name: mean}, {name: variance})
+        nodes, log_weights = hermite(len(moments))
+        weights = jnp.exp(log_weights)[:, None]
+
+        def at(node: Array) -> tuple[Array, Array]:
+            f = {n: m + jnp.sqrt(v) * node[i] for i, (n, (m, v)) in enumerate(moments.items())}
+            (site,) = self.hyper.read(params, data, f).sites.values()
+            return site["fn"].mean, site["fn"].variance
+
+        means, variances = lax.map(at, nodes)
+        mean = jnp.sum(weights * means, 0)
+        second = jnp.sum(weights * (variances + (means - mean) ** 2), 0)
+        names = list(moments)
+        return Forecast(mean, second, {n: moments[n][0] for n in names}, {n: moments[n][1] for n in names})
+
+    def predictive_log_density(self, params: Params, data: Data) -> Array:
+        """log ∫ p(y_i | f_i) q(f_i) df_i of every row of other data, ``(n,)``."""
+        moments = _function_moments(self, params, data)
+        if self.hyper.observed:
+            (name,) = self.hyper.observed
+            mean, variance = moments[name]
+            process, y = self.hyper.read(params, data).observed[name]
+            return log_density(y, mean, variance + process.noise)
+        nodes, log_weights = hermite(len(moments))
+
+        def at(node: Array) -> Array:
+            f = {n: m + jnp.sqrt(v) * node[i] for i, (n, (m, v)) in enumerate(moments.items())}
+            return self.hyper.read(params, data, f).log_prob
+
+        return jax.scipy.special.logsumexp(lax.map(at, nodes) + log_weights[:, None], 0)
+
+    def simulate(self, params: Params, rng_key: Array, data: Data) -> tuple[dict[str, Array], Array]:
+        """One joint draw of the functions at the rows of other data, and of new observations there."""
+        reading = self.hyper.read(params, data)
+        processes = {**reading.latent, **{n: p for n, (p, _) in reading.observed.items()}}
+        f = {}
+        for name, posterior in self.functions(params).items():
+            rng_key, key = random.split(rng_key)
+            mean, covariance = posterior.joint(processes[name].X)
+            f[name] = processes[name].mean + mean + linalg.root(covariance) @ random.normal(key, mean.shape)
+        if self.hyper.observed:
+            (name,) = self.hyper.observed
+            noise = jnp.sqrt(processes[name].noise)
+            return f, f[name] + noise * random.normal(rng_key, noise.shape)
+        (site,) = self.hyper.read(params, data, f).sites.values()
+        return f, site["fn"].sample(rng_key)
+
+
+def log_density(y: Array, mean: Array, variance: Array) -> Array:
+    """log N(y | mean, variance), elementwise."""
+    return -0.5 * ((y - mean) ** 2 / variance + jnp.log(variance) + linalg.LOG_2PI)
+
+
+def _function_moments(problem: ProcessProblem, params: Params, data: Data) -> dict[str, tuple[Array, Array]]:
+    reading = problem.hyper.read(params, data)
+    processes = {**reading.latent, **{n: p for n, (p, _) in reading.observed.items()}}
+    out = {}
+    for name, posterior in problem.functions(params).items():
+        mean, variance = posterior.marginals(processes[name].X)
+        out[name] = (processes[name].mean + mean, variance)
+    return out
+
+
+class FunctionDraws(Posterior):
+    """Draws of the latent functions at the data, with the weights that correct the approximation.
+
+    Hyper-parameters stay at their estimates. For exact inference the weights are all the marginal likelihood.
+    """
+
+    problem: ProcessProblem
+    params: Params
+    state: Any
+
+    def sample(self, rng_key: Array, num_samples: int) -> dict[str, Array]:
+        keys = random.split(rng_key, num_samples)
+        return jax.vmap(lambda k: self.problem.draw(self.state, self.params, k)[0])(keys)
+
+    def log_weights(self, rng_key: Array, num_samples: int) -> Array:
+        keys = random.split(rng_key, num_samples)
+        return lax.map(lambda k: self.problem.draw(self.state, self.params, k)[1], keys, batch_size=64)
+
+
+@eqx.filter_jit
+def _draws(problem: ProcessProblem, params: Params) -> FunctionDraws:
+    return FunctionDraws(problem, params, problem.sampler(params))
+
+
+def with_own(problem: ProcessProblem, **params: Any) -> Any:
+    """The problem with parameters of its own beside the hyper-parameters."""
+    return replace(problem, params={**problem.params, **params})

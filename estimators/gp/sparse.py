@@ -1,0 +1,155 @@
+"""Sparse regression with inducing inputs: Titsias' collapsed bound, and FITC."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import Array
+from jax.scipy.linalg import solve_triangular
+
+from ..base import Data, Estimator, Params
+from . import inducing, linalg, view
+from .evidence import RegressionProblem
+from .posterior import FunctionPosterior, Inducing
+from .problem import with_own
+from .view import gram
+
+METHODS = ("titsias", "fitc")
+NAME = "inducing_inputs"
+
+
+@dataclass(frozen=True)
+class SparseGP(Estimator):
+    """Regression through M inducing inputs in O(n M²) time.
+
+    "titsias" is a lower bound of the log marginal likelihood, log N(y | m, Q + σ²I) − tr(K − Q)/(2σ²) with
+    Q = K_XZ K_ZZ⁻¹ K_ZX (Variational Learning of Inducing Variables in Sparse Gaussian Processes); "fitc" is the marginal
+    likelihood of another model, with Q plus the diagonal of K − Q (Sparse Gaussian Processes using Pseudo-inputs), no bound
+    and too sure of itself where noise is heteroscedastic by nature.
+
+    Args:
+        num_inducing: M. Inputs start at rows chosen greedily by conditional variance.
+        method: "titsias" or "fitc".
+        optimise_inducing: whether the inputs are parameters (``inducing_inputs``) or stay where they start. Fixed, the
+            hyper-parameters have standard errors.
+    """
+
+    num_inducing: int = 50
+    method: str = "titsias"
+    optimise_inducing: bool = True
+    needs_guide = False
+    exact = True
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
+        if not self.num_inducing >= 1:
+            raise ValueError(f"num_inducing must be at least 1, got {self.num_inducing!r}")
+
+    def problem(self, rng_key: Array, model: Callable, guide: Callable | None, data: Data) -> SparseProblem:
+        problem = SparseProblem.create(self, rng_key, model, data, inputs=None)
+        inputs = initial_inputs(problem, self.num_inducing, type(self).__name__)
+        if self.optimise_inducing:
+            return with_own(problem, **{NAME: inputs})
+        return eqx.tree_at(lambda p: p.inputs, problem, inputs, is_leaf=lambda x: x is None)
+
+
+@eqx.filter_jit
+def kernel_and_inputs(problem: RegressionProblem) -> tuple[Any, Any]:
+    """Kernel at the initial hyper-parameters, and the inputs."""
+    r = problem.hyper.regression(problem.params, problem.data)
+    return r.kernel, r.X
+
+
+def initial_inputs(problem: RegressionProblem, num: int, name: str) -> Array:
+    kernel, X = kernel_and_inputs(problem)
+    inducing.check(X, num, name)
+    return X[inducing.greedy(kernel, X, num)]
+
+
+class Collapsed(NamedTuple):
+    """Factors of the regression on inducing inputs; `scaled` is L⁻¹ K_ZX S^{-½}."""
+
+    factor: Array
+    """L with K_ZZ = L Lᵀ."""
+    scaled: Array
+    inner: Array
+    """Factor of B = I + scaled scaledᵀ."""
+    projected: Array
+    """inner⁻¹ scaled S^{-½} r, ``(M,)``."""
+    noise: Array
+    left_out: Array
+    """Diagonal of K − Q, ``(n,)``."""
+
+
+def collapse(r: view.Regression, Z: Array, fitc: bool) -> Collapsed:
+    factor = linalg.cholesky(gram(r.kernel, Z))
+    white = solve_triangular(factor, gram(r.kernel, Z, r.X), lower=True)
+    left_out = r.kernel(r.X) - jnp.sum(white**2, 0)
+    noise = r.noise + jnp.maximum(left_out, 0.0) if fitc else r.noise
+    scaled = white / jnp.sqrt(noise)
+    inner = jnp.linalg.cholesky(jnp.eye(len(Z), dtype=scaled.dtype) + scaled @ scaled.T)
+    projected = solve_triangular(inner, scaled @ (r.residual / jnp.sqrt(noise)), lower=True)
+    return Collapsed(factor, scaled, inner, projected, noise, left_out)
+
+
+class SparseProblem(RegressionProblem):
+    """−bound − log prior."""
+
+    inputs: Array | None = None
+    """Where they are not parameters."""
+
+    @property
+    def has_curvature(self) -> bool:
+        return not self.options.optimise_inducing
+
+    @property
+    def batch(self) -> int:
+        return max(1, int(3e7 // (self.num_units * self.options.num_inducing)))
+
+    def Z(self, params: Params) -> Array:
+        return params[NAME] if self.inputs is None else self.inputs
+
+    def objective(self, params: Params, data: Data) -> Array:
+        r = self.hyper.regression(params, data)
+        fitc = self.options.method == "fitc"
+        c = collapse(r, self.Z(params), fitc)
+        log_det = jnp.sum(jnp.log(c.noise)) + 2 * jnp.sum(jnp.log(jnp.diagonal(c.inner)))
+        square = jnp.sum(r.residual**2 / c.noise) - jnp.sum(c.projected**2)
+        value = -0.5 * (square + log_det + len(r.y) * linalg.LOG_2PI)
+        return value if fitc else value - 0.5 * jnp.sum(c.left_out / r.noise)
+
+    def function(self, params: Params) -> FunctionPosterior:
+        r = self.hyper.regression(params, self.data)
+        Z = self.Z(params)
+        c = collapse(r, Z, self.options.method == "fitc")
+        root = solve_triangular(c.inner, jnp.eye(len(Z), dtype=c.inner.dtype), lower=True).T
+        return Inducing(r.kernel, Z, c.factor, root @ c.projected, root)
+
+    def sampler(self, params: Params) -> Any:
+        r = self.hyper.regression(params, self.data)
+        return inducing.sampler(self.function(params), r.X, self.prior_mean(params))  # type: ignore[arg-type]
+
+    def draw(self, state: Any, params: Params, rng_key: Array) -> tuple[dict[str, Array], Array]:
+        f, log_ratio = inducing.draw(state, rng_key)
+        return {self.function_name: f}, log_ratio + self.log_target(params, {self.site: f})
+
+    def remarks(self, params: Params) -> list[str]:
+        lines = []
+        if self.options.method == "titsias" and self.num_units * self.options.num_inducing < 1e8:
+            gap = float(_gap(self, params))
+            lines.append(
+                f"the bound gives up {gap:.2f} nats to the variance that {self.options.num_inducing} inducing inputs leave "
+                "unexplained" + (": more of them would tighten it" if gap > 1 else "")
+            )
+        return lines
+
+
+@eqx.filter_jit
+def _gap(problem: SparseProblem, params: Params) -> Array:
+    r = problem.hyper.regression(params, problem.data)
+    return 0.5 * jnp.sum(collapse(r, problem.Z(params), False).left_out / r.noise)
