@@ -10,6 +10,7 @@ from . import (
     bernoulli_mixture,
     copulas,
     diffusion,
+    diffusion_2d,
     eight_schools,
     factorial_hmm,
     flows,
@@ -23,6 +24,7 @@ from . import (
     noise_process,
     poglm,
     returns,
+    score_digits,
     survival,
     tight_bounds,
     toys_2d,
@@ -37,6 +39,7 @@ __all__ = [
     "bernoulli_mixture",
     "copulas",
     "diffusion",
+    "diffusion_2d",
     "eight_schools",
     "factorial_hmm",
     "flows",
@@ -53,6 +56,7 @@ __all__ = [
     "poglm",
     "register",
     "returns",
+    "score_digits",
     "survival",
     "tight_bounds",
     "toys_2d",
@@ -77,6 +81,8 @@ for _model in (
     *survival.MODELS,
     *copulas.MODELS,
     *returns.MODELS,
+    diffusion_2d.MODEL,
+    score_digits.MODEL,
 ):
     register(_model)
 del _model

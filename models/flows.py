@@ -1,4 +1,4 @@
-"""Normalising flows as NumPyro distributions: those of flowjax, and one of dense linear layers.
+"""Normalising flows as NumPyro distributions: those of flowjax, and `networks.LinearFlow`.
 
     def model(x):
         base = flowjax.distributions.Normal(jnp.zeros(2))
@@ -15,21 +15,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
-from jax import Array, random
+from jax import Array
 from numpyro.distributions import Distribution, constraints
 
-__all__ = ["FlowDensity", "LinearFlow"]
+__all__ = ["FlowDensity"]
 
 
 class FlowDensity(Distribution):
     """The density of an unconditional flow.
 
     Args:
-        flow: a flowjax distribution, `LinearFlow`, or another pytree with `shape`, ``log_prob(x)`` for x of shape
-            ``(*batch, *shape)`` and ``sample(key, sample_shape)``.
+        flow: a flowjax distribution, `networks.LinearFlow`, or another pytree with `shape`, ``log_prob(x)`` for x of
+            shape ``(*batch, *shape)`` and ``sample(key, sample_shape)``.
 
     Raises:
         TypeError: it is none of these.
@@ -72,57 +70,3 @@ class FlowDensity(Distribution):
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         return self.flow.sample(key, sample_shape)
-
-
-class LinearFlow(eqx.Module):
-    """z = N(0, I) behind layers x → sinh(δ arcsinh(W x + b) − ε) with dense W, the last without the bend.
-
-    Its likelihood has a determinant of order D³ a layer (Jones and Pewsey's bend is elementwise), its score none: the
-    subject of `estimators.EBFlow`.
-
-    Args:
-        size: D.
-        num_layers: linear layers.
-        key: draws the first weights, near to orthogonal ones.
-    """
-
-    weights: Array
-    biases: Array
-    log_delta: Array
-    epsilon: Array
-
-    def __init__(self, size: int, num_layers: int = 3, *, key: Array) -> None:
-        if size < 1 or num_layers < 1:
-            raise ValueError(f"size and num_layers must be at least 1, got {size!r} and {num_layers!r}")
-        self.weights = random.orthogonal(key, size, (num_layers,))
-        self.biases = jnp.zeros((num_layers, size))
-        self.log_delta = jnp.zeros((num_layers - 1, size))
-        self.epsilon = jnp.zeros((num_layers - 1, size))
-
-    @property
-    def shape(self) -> tuple[int]:
-        return (self.biases.shape[1],)
-
-    def log_prob(self, x: Array) -> Array:
-        """Log-density in nats, ``(*batch,)``, for x ``(*batch, D)``."""
-        total = jnp.zeros(x.shape[:-1], x.dtype)
-        last = len(self.weights) - 1
-        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = x @ weight.T + bias
-            total = total + jnp.linalg.slogdet(weight)[1]
-            if i < last:
-                inner = jnp.exp(self.log_delta[i]) * jnp.arcsinh(x) - self.epsilon[i]
-                slope = self.log_delta[i] + jnp.log(jnp.cosh(inner)) - 0.5 * jnp.log1p(x**2)
-                total, x = total + jnp.sum(slope, -1), jnp.sinh(inner)
-        return total + jnp.sum(jax.scipy.stats.norm.logpdf(x), -1)
-
-    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
-        """Draws ``(*sample_shape, D)``: every layer has its inverse in closed form."""
-        z = random.normal(key, (*sample_shape, *self.shape))
-        last = len(self.weights) - 1
-        for i in range(last, -1, -1):
-            if i < last:
-                z = jnp.sinh((jnp.arcsinh(z) + self.epsilon[i]) * jnp.exp(-self.log_delta[i]))
-            flat = (z - self.biases[i]).reshape(-1, self.shape[0])
-            z = jnp.linalg.solve(self.weights[i], flat.T).T.reshape(z.shape)
-        return z

@@ -12,7 +12,8 @@ from sklearn.datasets import load_iris
 
 import estimax
 from estimax.estimators import MLE, EBFlow
-from estimax.models.flows import FlowDensity, LinearFlow
+from estimax.models.flows import FlowDensity
+from estimax.models.networks import LinearFlow
 from estimax.models.transport import observed
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

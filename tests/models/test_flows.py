@@ -9,7 +9,8 @@ import pytest
 from jax import random
 from scipy import stats
 
-from estimax.models.flows import FlowDensity, LinearFlow
+from estimax.models.flows import FlowDensity
+from estimax.models.networks import LinearFlow
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
