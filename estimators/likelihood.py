@@ -36,6 +36,8 @@ COVARIANCES = ("observed", "opg", "sandwich", "bootstrap", "parametric_bootstrap
 
 JITTER = 1e-3
 """Distance from zero, in unconstrained space, of the latents' initial values."""
+SHRINKAGE = 0.25
+"""Of every other candidate to the mean of all: small enough for components to lie among the data, not to be alike."""
 
 
 def freeze_covariance(kind: Any) -> Any:
@@ -283,6 +285,11 @@ class LikelihoodProblem(Problem):
         return self.penalties is not None and self.penalties.nonsmooth
 
     @property
+    def solver(self) -> str | None:
+        """L-BFGS for mixtures: far from their maxima Newton's steps follow directions of negative curvature astray."""
+        return "lbfgs" if self.roles.mixture else None
+
+    @property
     def num_units(self) -> int:
         """Independent units n, by which BIC and the sandwich count."""
         return self.roles.num_units
@@ -328,9 +335,17 @@ class LikelihoodProblem(Problem):
         }
 
     def candidates(self, rng_key: Array, num: int) -> Params:
+        """Draws of the prior, every other one brought nearer to their mean: priors are wide, and raw draws far off."""
         if not self.roles.estimated:
             return None
-        return jax.vmap(self.drawn)(random.split(rng_key, num))
+        draws = jax.vmap(self.drawn)(random.split(rng_key, num))
+        near = jnp.arange(num) % 2 == 1
+
+        def shrink(x: Array) -> Array:
+            mean = jnp.mean(x, axis=0)
+            return jnp.where(near.reshape(-1, *[1] * (x.ndim - 1)), mean + SHRINKAGE * (x - mean), x)
+
+        return jax.tree.map(shrink, draws)
 
     def _prepared(self, rng_key: Array | int = 0) -> Callable:
         model = handlers.seed(self.model, rng_key)

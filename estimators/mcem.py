@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax, random
+from jax.flatten_util import ravel_pytree
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 
@@ -24,6 +25,9 @@ DECAY = 0.6
 """Power of the number of moves by which this falls: a step size that never settles would bias the draws."""
 AVERAGING = 0.05
 """Weight of the latest round in the running acceptance of proposals from the prior."""
+BURN_IN = 100
+ROUNDS = 500
+"""Of draws for standard errors: their own error is about 1/√(2·rounds·chains/autocorrelation)."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,8 @@ class MCEM(MLE):
     Likelihood Gradient).
 
     The loss is the complete-data one and does not tell of the likelihood; the information criteria integrate by
-    Laplace's method. Latents are drawn in unconstrained space. For standard errors fit `MLE` from the estimate
-    (``start=result.params``), where that integral is good enough.
+    Laplace's method. Latents are drawn in unconstrained space. Standard errors are those of the marginal likelihood,
+    from draws at the estimate (`MCEMProblem.information`).
 
     Args:
         num_chains: of every unit.
@@ -201,6 +205,57 @@ class MCEMProblem(LikelihoodProblem):
             "beta": rate,  # of earlier rounds, so that it does not depend on this proposal
             "prior_acceptance": rate + AVERAGING * (jnp.mean(chance, axis=0) - rate),
         }
+
+    @property
+    def has_curvature(self) -> bool:
+        """Standard errors come from `information`."""
+        return not self.nonsmooth
+
+    def information(self, params: Params, rng_key: Array) -> tuple[Array, Array]:
+        """Hessian of the marginal loss ``(D, D)`` and its gradient by unit ``(n, D)``, from draws of the latents.
+
+        The complete-data information less the variance of the complete-data score, unit by unit (Finding the Observed
+        Information Matrix When Using the EM Algorithm); scores by Fisher's identity. The chains go on from the memory,
+        `BURN_IN` rounds are not counted.
+        """
+        z, unravel = ravel_pytree(params)
+        unit_matrix = jnp.eye(z.shape[0], dtype=z.dtype)
+
+        def terms(z: Array, u: Array) -> tuple[Array, Array]:
+            """Terms of the units ``(n,)`` and of what belongs to none, of one chain."""
+            units, rest, prior = self.complete(unravel(z), u, self.data)
+            smooth = 0.0 if self.penalties is None else self.penalties.smooth(unravel(z))
+            return units, rest + prior - smooth
+
+        def total(z: Array, u: Array) -> Array:
+            units, rest = terms(z, u)
+            return -(jnp.sum(self.weights * units) + rest)
+
+        def one(u: Array) -> tuple[Array, Array]:
+            """Scores of the units and Hessian of the complete-data loss, of one chain."""
+            scores = jax.vmap(lambda e: jax.jvp(lambda z: terms(z, u)[0], (z,), (e,))[1], out_axes=1)(unit_matrix)
+            return scores, jax.vmap(jax.linearize(jax.grad(lambda z: total(z, u)), z)[1])(unit_matrix)
+
+        def draws(memory: Any, key: Array) -> tuple[Any, tuple[Array, Array, Array]]:
+            memory = self.refresh(memory, params, key)
+            scores, hessians = jax.vmap(one)(memory["u"])
+            squares = jnp.einsum("cni,cnj,n->ij", scores, scores, jnp.broadcast_to(self.weights, scores.shape[1:2]))
+            return memory, (jnp.mean(scores, 0), squares / len(scores), jnp.mean(hessians, 0))
+
+        def add(carry: tuple, key: Array) -> tuple[tuple, None]:
+            memory, sums = carry
+            memory, new = draws(memory, key)
+            return (memory, jax.tree.map(jnp.add, sums, new)), None
+
+        key_before, key = random.split(rng_key)
+        memory = lax.scan(
+            lambda m, k: (self.refresh(m, params, k), None), self.memory, random.split(key_before, BURN_IN)
+        )[0]
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(draws, memory, key)[1])
+        (_, sums), _ = lax.scan(add, (memory, zeros), random.split(key, ROUNDS))
+        scores, squares, hessian = jax.tree.map(lambda x: x / ROUNDS, sums)
+        missing = squares - jnp.einsum("ni,nj,n->ij", scores, scores, jnp.broadcast_to(self.weights, scores.shape[:1]))
+        return hessian - missing, jnp.broadcast_to(self.weights, scores.shape[:1])[:, None] * scores
 
     def latents(self, params: Params) -> dict[str, Array]:
         """The chains' present draws of the latent sites in the user's space, ``(chains, *site shape)``."""

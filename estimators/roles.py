@@ -58,10 +58,18 @@ class Roles(NamedTuple):
     """Whether the latents that are summed out factorise over the units."""
     subsampled: bool
     discrete_observed: bool
+    mixture: bool = False
+    """Whether discrete latents are summed out, here or in a mixture distribution that is observed: many maxima."""
 
     @property
     def num_units(self) -> int:
         return int(np.prod(self.unit_shape)) if self.unit_shape else 1
+
+
+def _is_mixture(fn: Any) -> bool:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, (numpyro.distributions.MixtureSameFamily, numpyro.distributions.MixtureGeneral))
 
 
 def inspect(estimator: MLE, model: Callable, data: dict[str, Any]) -> tuple[Roles, dict[str, Any]]:
@@ -109,6 +117,7 @@ def inspect(estimator: MLE, model: Callable, data: dict[str, Any]) -> tuple[Role
         blocks=blocks,
         subsampled=any(size != sub for size, sub in plates.values()),
         discrete_observed=all(s["fn"].support.is_discrete for s in observed.values() if not is_factor(s)),
+        mixture=bool(enumerated) or any(_is_mixture(s["fn"]) for s in observed.values()),
     )
     _check_sizes(roles, estimator)
     constraints = {n: s["kwargs"].get("constraint", numpyro.distributions.constraints.real)

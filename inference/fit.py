@@ -154,7 +154,7 @@ def _solve(model: Callable, estimator: Estimator, data: Any, start: Any, solver:
         final = jax.tree.map(lambda x: x[best], solution.params)
         problem = problem.finish(final)
         params = {k: jax.tree.map(np.asarray, v) for k, v in problem.constrain(final).items()}
-        status, message = _judge(solution, best, num_steps, solvers.measure(problem, solver))
+        status, message = _judge(solution, best, num_steps, solution.measure)
         metrics = {"newton_decrement": solution.gradient_norms[best]}
         if num_restarts > 1:
             metrics = {"loss": solution.losses, "newton_decrement": solution.gradient_norms}
@@ -180,8 +180,8 @@ def _feasible_starts(problem: Problem, key: Array, num_restarts: int, given: boo
     if given and num_restarts == 1 and np.isfinite(_losses(problem, own)).all():
         return own
     size = sum(np.size(x) for x in jax.tree.leaves(problem.data))
-    few = size >= 1e6 or problem.batch < FEW_CANDIDATES
-    tries = max(4 * num_restarts, FEW_CANDIDATES if few else MANY_CANDIDATES)
+    most = FEW_CANDIDATES if problem.batch < FEW_CANDIDATES else MANY_CANDIDATES
+    tries = max(4 * num_restarts, int(np.clip(CANDIDATE_NUMBERS / max(size, 1), FEW_CANDIDATES, most)))
     many = _candidates(problem, key, tries)
     losses = _losses(problem, many)
     good = np.flatnonzero(np.isfinite(losses))
@@ -199,9 +199,10 @@ def _feasible_starts(problem: Problem, key: Array, num_restarts: int, given: boo
     return jax.tree.map(lambda x: x[best[:num_restarts]], many)
 
 
-MANY_CANDIDATES = 32
+MANY_CANDIDATES = 256
 FEW_CANDIDATES = 4
-"""Of starting points, for data of more than a million numbers."""
+CANDIDATE_NUMBERS = 1e6
+"""Starting points times numbers in the data: so many are looked at."""
 
 
 @eqx.filter_jit
@@ -217,9 +218,7 @@ def _candidates(problem: Problem, key: Array, num: int) -> Params:
 
 @eqx.filter_jit
 def _compiled_losses(problem: Problem, starts: Params) -> Array:
-    return jax.lax.map(
-        lambda p: problem.loss(p, random.key(0), problem.data)[0], starts, batch_size=problem.batch
-    )
+    return jax.lax.map(lambda p: problem.loss(p, random.key(0), problem.data)[0], starts, batch_size=problem.batch)
 
 
 def _losses(problem: Problem, starts: Params) -> np.ndarray:

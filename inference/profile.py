@@ -83,11 +83,17 @@ def intervals(result: FitResult, covariance: Covariance, prob: float) -> pd.Data
     """Columns estimate, lower, upper; an end where the likelihood never falls that far is the end of the support.
 
     Raises:
-        ValueError: an element that is a function of several unconstrained ones, as of a simplex or a covariance.
+        ValueError: a loss that is not exact; an element that is a function of several unconstrained ones, as of a
+            simplex or a covariance.
     """
     if not 0 < prob < 1:
         raise ValueError(f"prob must lie strictly between 0 and 1, got {prob}")
     problem, params = result.problem, result.unconstrained
+    if not problem.deterministic:
+        raise ValueError(
+            f'method="profile" needs an exact loss, and that of {type(result.estimator).__name__} is drawn: take '
+            'method="wald", or MLE where its integral is good enough'
+        )
     z, unravel = ravel_pytree(params)
     flat = lambda v: ravel_pytree(problem.constrain(unravel(v)))[0]  # noqa: E731
     jacobian = np.asarray(jax.jacfwd(flat)(z))

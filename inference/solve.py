@@ -36,6 +36,8 @@ LBFGS_TOLERANCE = 1e-9
 """Of the gradient, relative to the loss."""
 LBFGS_STEPS = 10
 """L-BFGS steps a compiled call."""
+LBFGS_FIRST = 300
+"""Most L-BFGS steps where the problem asks for them and Newton's are affordable: these go on from there."""
 FISTA_STEPS = 50
 """FISTA steps a compiled call."""
 EM_NEWTON_STEPS = 5
@@ -57,6 +59,8 @@ class Solution(NamedTuple):
     interrupted: bool
     compile_seconds: float
     step_seconds: float
+    measure: str
+    """What the last of `gradient_norms` is, in words."""
 
 
 def objective(problem: Problem) -> tuple[Array, Callable[[Array], Array], Callable[[Array], Params]]:
@@ -238,18 +242,16 @@ def choose(problem: Problem, size: int, solver: str | None) -> str:
         raise ValueError(f"optimizer={solver!r} goes with the estimator EM")
     if "alternate" in (solver, problem.solver) and solver not in (None, problem.solver):
         raise ValueError(
-            f"optimizer={solver!r} does not go here: the estimator alternates between two objectives or it does not, and "
-            "fit knows (optimizer=None)"
+            f"optimizer={solver!r} does not go here: the estimator alternates between two objectives or it does not, "
+            "and fit knows (optimizer=None)"
         )
     return solver or problem.solver or ("newton" if size <= NEWTON_LIMIT else "lbfgs")
 
 
-def measure(problem: Problem, solver: str | None) -> str:
-    """What `Solution.gradient_norms` holds, in words."""
-    size = sum(np.size(x) for x in jax.tree.leaves(problem.params))
-    chosen = choose(problem, size, solver)
+def measure(solver: str) -> str:
+    """What a solver judges its convergence by, in words."""
     return {"lbfgs": "gradient norm", "fista": "gradient norm", "alternate": "last step"}.get(
-        chosen, "Newton decrement"
+        solver, "Newton decrement"
     )
 
 
@@ -271,7 +273,9 @@ def solve(
     """
     z = jax.vmap(lambda p: ravel_pytree(p)[0])(starts)
     unravel = ravel_pytree(problem.params)[1]
-    solver = choose(problem, z.shape[1], solver)
+    asked, solver = solver, choose(problem, z.shape[1], solver)
+    polish = asked is None and solver == "lbfgs" and z.shape[1] <= NEWTON_LIMIT
+    allowed = min(max_steps, LBFGS_FIRST) if polish else max_steps
     began = time.perf_counter()
     if solver in PROXIMAL:
         z, value = _proximal_values(problem, z)
@@ -284,7 +288,7 @@ def solve(
     # no total: how many steps it takes is not known before
     with tqdm(desc=description, disable=not progress_bar, unit="step") as bar:
         try:
-            while steps < max_steps and not converged.all():
+            while steps < allowed and not converged.all():
                 if solver in ("newton", "proximal_newton"):
                     step = _newton_steps if solver == "newton" else _proximal_steps
                     new, new_value, norm = step(problem, z, value)
@@ -331,7 +335,7 @@ def solve(
                     break
         except KeyboardInterrupt:
             interrupted = True
-    return Solution(
+    found = Solution(
         params=jax.vmap(unravel)(z),
         losses=np.stack(losses, 1),
         gradient_norms=np.stack(norms, 1) if norms else np.zeros((len(z), 0)),
@@ -340,4 +344,15 @@ def solve(
         interrupted=interrupted,
         compile_seconds=compile_seconds,
         step_seconds=time.perf_counter() - began - compile_seconds,
+        measure=measure(solver),
     )
+    if not polish or interrupted or converged.all() or steps >= max_steps:
+        return found
+    more = solve(problem, found.params, max_steps - steps, solver="newton", progress_bar=progress_bar,
+                 description=description, on_progress=on_progress)  # fmt: skip
+    return more._replace(
+        losses=np.concatenate([found.losses, more.losses[:, 1:]], 1),
+        gradient_norms=np.concatenate([found.gradient_norms, more.gradient_norms], 1),
+        steps=found.steps + more.steps, compile_seconds=found.compile_seconds + more.compile_seconds,
+        step_seconds=found.step_seconds + more.step_seconds,
+    )  # fmt: skip

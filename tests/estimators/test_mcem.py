@@ -75,6 +75,35 @@ def test_chains_hold_the_posterior_of_the_effects(fitted):
     assert np.mean(draws.std(0) / sd) == pytest.approx(1, abs=0.03)
 
 
+def test_information_of_the_marginal_likelihood(fitted):
+    """Louis' identity from draws against derivatives of the integrated, normal density at the same values."""
+
+    def marginal(z):
+        cov = jnp.exp(2 * z[1]) * jnp.eye(m) + jnp.exp(2 * z[2]) * jnp.ones((m, m))  # mu, log sigma, log tau
+        residual = Y - z[0]
+        return -0.5 * jnp.sum(residual @ jnp.linalg.inv(cov) * residual, 1) - 0.5 * jnp.linalg.slogdet(cov)[1]
+
+    z = jnp.array([float(fitted.params["mu"]), *(jnp.log(float(fitted.params[k])) for k in ("sigma", "tau"))])
+    observed = np.linalg.inv(-np.asarray(jax.hessian(lambda z: marginal(z).sum())(z)))
+    scores = np.asarray(jax.jacobian(marginal)(z))
+    found = fitted.covariance()
+    sd = np.sqrt(np.diag(observed))
+    np.testing.assert_allclose(np.diag(found.unconstrained), np.diag(observed), rtol=0.03)
+    np.testing.assert_allclose(found.unconstrained / sd / sd[:, None], observed / sd / sd[:, None], atol=0.03)
+    for kind, truth in (
+        ("opg", np.linalg.inv(scores.T @ scores)),
+        ("sandwich", observed @ scores.T @ scores @ observed),
+    ):
+        given = fitted.covariance(kind).unconstrained
+        np.testing.assert_allclose(np.diag(given), np.diag(truth), rtol=0.05)
+    for name, (_, std_err) in closed_form().items():
+        assert fitted.summary()["std_err"][name] == pytest.approx(std_err, rel=0.06)
+    with pytest.raises(ValueError, match='covariance="bootstrap" refits, and MCEM has no exact loss'):
+        fitted.covariance("bootstrap")
+    with pytest.raises(ValueError, match='method="profile" needs an exact loss'):
+        fitted.confint(method="profile")
+
+
 def test_control_variate_leaves_the_mean_and_lowers_the_variance():
     """Gradients at fixed parameters, with data that say little, against that of the closed-form likelihood."""
     y = np.asarray(0.3 + 0.5 * np.random.default_rng(3).normal(size=(40, 1)), np.float32)

@@ -8,6 +8,8 @@ from numpyro import handlers
 from numpyro.infer.util import log_density
 from scipy import stats
 
+import estimax
+from estimax.estimators import MLE
 from estimax.models import mixture
 
 pytest.importorskip("sklearn")
@@ -59,6 +61,13 @@ def test_start_leads_to_the_published_maximum(climb):
     found, params = climb(mixture.model, data, mixture.start(**data))
     assert found == pytest.approx(-180.1855, abs=1e-4)  # mclust, and scikit-learn above
     np.testing.assert_allclose(np.sort(params["weights"]), [0.2995, 1 / 3, 0.3672], atol=1e-3)
+
+
+def test_default_fit_finds_the_published_maximum():
+    """Among many local ones, without a start of the user's."""
+    result = estimax.fit(mixture.model, MLE(), mixture.data(), progress_bar=False)
+    assert result.status == "finished"
+    assert result.losses[-1] == pytest.approx(180.1855, abs=1e-4)
 
 
 @pytest.mark.parametrize(("columns", "num_components"), [(1, 2), (4, 1), (1, 1), (3, 5)])
