@@ -286,8 +286,8 @@ class LikelihoodProblem(Problem):
 
     @property
     def solver(self) -> str | None:
-        """L-BFGS for mixtures: far from their maxima Newton's steps follow directions of negative curvature astray."""
-        return "lbfgs" if self.roles.mixture else None
+        """L-BFGS first for mixtures: far from a maximum Newton's steps follow negative curvature astray."""
+        return "lbfgs_newton" if self.roles.mixture else None
 
     @property
     def num_units(self) -> int:

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from ..estimators.base import Params, Problem
 from . import curvature, proximal
 
-SOLVERS = ("newton", "lbfgs", "em", "squarem", "alternate", "proximal_newton", "fista")
+SOLVERS = ("newton", "lbfgs", "lbfgs_newton", "em", "squarem", "alternate", "proximal_newton", "fista")
 PROXIMAL = ("proximal_newton", "fista")
 NEWTON_LIMIT = 300
 """Most parameters for which every step forms the Hessian."""
@@ -37,7 +37,7 @@ LBFGS_TOLERANCE = 1e-9
 LBFGS_STEPS = 10
 """L-BFGS steps a compiled call."""
 LBFGS_FIRST = 300
-"""Most L-BFGS steps where the problem asks for them and Newton's are affordable: these go on from there."""
+"""Most L-BFGS steps of "lbfgs_newton", where Newton's are affordable: these go on from there."""
 FISTA_STEPS = 50
 """FISTA steps a compiled call."""
 EM_NEWTON_STEPS = 5
@@ -273,8 +273,9 @@ def solve(
     """
     z = jax.vmap(lambda p: ravel_pytree(p)[0])(starts)
     unravel = ravel_pytree(problem.params)[1]
-    asked, solver = solver, choose(problem, z.shape[1], solver)
-    polish = asked is None and solver == "lbfgs" and z.shape[1] <= NEWTON_LIMIT
+    solver = choose(problem, z.shape[1], solver)
+    polish = solver == "lbfgs_newton" and z.shape[1] <= NEWTON_LIMIT
+    solver = "lbfgs" if solver == "lbfgs_newton" else solver
     allowed = min(max_steps, LBFGS_FIRST) if polish else max_steps
     began = time.perf_counter()
     if solver in PROXIMAL:
