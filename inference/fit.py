@@ -61,8 +61,8 @@ def fit(
         guide: None starts a Gaussian at the posterior mode in whitened coordinates, so that unscaled models just
             work; else an AutoGuide class or instance, or a guide function of the model's arguments.
         start: "laplace", "pathfinder", "prior", a dict of values of latent sites, or a `Start` of another fit.
-        optimizer: for exact losses (MLE, MAP, Laplace) "newton" or "lbfgs", in double precision; None takes Newton up
-            to 300 parameters. For EM "squarem" (accelerated; None) or "em" (plain); under penalties with kinks
+        optimizer: for exact losses (MLE, MAP, Laplace) "newton", "lbfgs" or, for mixtures, the one after the other,
+            "lbfgs_newton", in double precision; None takes what suits: Newton up to 300 parameters. For EM "squarem" (accelerated; None) or "em" (plain); under penalties with kinks
             "proximal_newton" (None, up to 300 parameters) or "fista". Else, and for exact losses too, an optax
             transformation, an optimizer of numpyro.optim, or the name of one of optax ("adam", "rmsprop", "sgd", ...)
             with a cosine schedule; None is "adam".
