@@ -3,7 +3,7 @@
 1. Lasso logistic regression along a path of strengths, the strength by cross-validation.
 2. A sparse mixture of two experts: l1 on the experts' slopes.
 3. Sparse proportional-odds regression of an ordinal grade.
-4. A blurred image of counts made sharp again: Poisson likelihood, non-negative and piecewise constant.
+4. A blurred image of counts made sharp again: Poisson likelihood, non-negative and piecewise constant along both axes.
 
     python examples/penalised_path.py [--quick] [--plot FILE.png]
 """
@@ -48,9 +48,10 @@ def ordinal(x, y):
 
 
 def blurred(counts, blur):
-    image = numpyro.param("image", jnp.full(blur.shape[1], jnp.mean(counts)))
-    with numpyro.plate("pixel", len(counts)):
-        numpyro.sample("counts", dist.Poisson(blur @ image + 0.1), obs=counts)
+    n = len(counts)
+    image = numpyro.param("image", jnp.full((n, n), jnp.mean(counts)))
+    with numpyro.plate("column", n), numpyro.plate("row", n):
+        numpyro.sample("counts", dist.Poisson(blur @ image @ blur.T + 0.1), obs=counts)
 
 
 def main() -> None:
@@ -80,13 +81,14 @@ def main() -> None:
         print(f"\n== ordinal regression (columns {USED}): {fit.message}")
         print(np.round(fit.params["b"], 2))
 
-    truth = np.zeros(60)
-    truth[10:20], truth[35:40] = 30, 60
-    blur = np.exp(-0.5 * ((np.arange(60)[:, None] - np.arange(60)) / 2.5) ** 2)
+    n = 16 if options.quick else 32
+    truth = np.zeros((n, n))
+    truth[n // 4 : n // 2, n // 4 : 3 * n // 4], truth[n // 2 : 3 * n // 4, n // 2 : 5 * n // 8] = 30, 60
+    blur = np.exp(-0.5 * ((np.arange(n)[:, None] - np.arange(n)) / (n / 20)) ** 2)
     blur /= blur.sum(1, keepdims=True)
-    counts = RNG.poisson(blur @ truth + 0.1)
-    penalty = MLE(fused={"image": 0.15}, nonnegative=("image",))
-    fit = estimax.fit(blurred, penalty, {"counts": counts, "blur": blur}, progress_bar=False)
+    counts = RNG.poisson(blur @ truth @ blur.T + 0.1)
+    penalty = MLE(fused={"image": (0.05, (0, 1))}, nonnegative=("image",))
+    fit = estimax.fit(blurred, penalty, {"counts": counts, "blur": blur}, num_steps=3000, progress_bar=False)
     error = {
         name: np.sqrt(np.mean((v - truth) ** 2)) for name, v in (("blurred", counts), ("sharp", fit.params["image"]))
     }
