@@ -25,6 +25,7 @@ from .start import Start
 if TYPE_CHECKING:
     from .covariance import Covariance
     from .likelihood import SampleSize
+    from .prediction import Prediction
 
 
 def in_session_precision(tree: Any) -> Any:
@@ -233,6 +234,20 @@ class FitResult:
         """Whether the fit is a point estimate: it has parameters and standard errors, but no posterior."""
         with self.precision():
             return self.problem.is_point(self.unconstrained)
+
+    def predict(self, X_new: Any) -> Prediction:
+        """Predictions at new rows: ``.mean``, ``.variance``, ``.interval()``, ``.sample()``, ``.log_density()``.
+
+        Args:
+            X_new: for a Gaussian process its new inputs, an array; or, for any model, a dict of the arguments of the model
+                that have new values. Observations need not be among them, except for ``log_density``.
+
+        Raises:
+            ValueError: arguments of a wrong name or shape, values that are not finite.
+        """
+        from .prediction import predict
+
+        return predict(self, X_new)
 
     def covariance(self, kind: Any = None, *, num_replicates: int = 1000, seed: int = 0) -> Covariance:
         """Sampling covariance of the estimates, computed once a kind.

@@ -13,7 +13,7 @@ from jax import Array, random
 
 from ..base import Data, Estimator, Params
 from . import linalg, view
-from .posterior import Conditional, FunctionPosterior, condition
+from .posterior import FunctionPosterior, condition
 from .problem import ProcessProblem, log_density
 
 
@@ -21,10 +21,11 @@ from .problem import ProcessProblem, log_density
 class GPEvidence(Estimator):
     """Exact marginal likelihood of a Gaussian process with Gaussian noise.
 
-    Minimises −log N(y | m, K + σ²I) − log prior(hyper-parameters), in double precision by one Cholesky factorisation, O(n³)
-    time and about three n × n arrays (Gaussian Processes for Machine Learning, eq. 2.30 and 5.9). Hyper-parameters are
-    the `param` and continuous latent sites of the model; those with a prior are at their joint mode (MAP-II). The
-    jitter, where the matrix needs one, is the least of 1e-12, 1e-11, ... of its mean diagonal, and `diagnose` reports it.
+    Minimises −log N(y | m, K + σ²I) − log prior(hyper-parameters), in double precision by one Cholesky factorisation,
+    O(n³) time and about three n × n arrays (Gaussian Processes for Machine Learning, eq. 2.30 and 5.9).
+    Hyper-parameters are the `param` and continuous latent sites of the model; those with a prior are at their joint
+    mode (MAP-II). The jitter, where the matrix needs one, is the least of 1e-12, 1e-11, ... of its mean diagonal, and
+    `diagnose` reports it.
 
     Raises:
         ValueError: at `fit`, for a model without exactly one process under Gaussian noise.
@@ -116,7 +117,9 @@ class RegressionProblem(ProcessProblem):
             f"left out one by one: log predictive density {score.mean():.3f} a row, the data lie in {shares}",
         ]
         if jitter > 0:
-            lines.append(f"the covariance needed a jitter of {jitter:.1e} on its diagonal (inputs that repeat, or no noise)")
+            lines.append(
+                f"the covariance needed a jitter of {jitter:.1e} on its diagonal (inputs that repeat, or no noise)"
+            )
         return lines
 
 

@@ -51,7 +51,8 @@ def check(X: Any, num: int, name: str, argument: str = "num_inducing") -> None:
         raise ValueError(f"{name} moves inducing inputs: X must be one array of real numbers, not {type(X).__name__}")
     if num > X.shape[0]:
         raise ValueError(
-            f"{argument}={num} is more than the {X.shape[0]} rows of the data: take fewer, or GPEvidence, which is exact"
+            f"{argument}={num} is more than the {X.shape[0]} rows of the data: take fewer, or GPEvidence, which "
+            f"is exact"
         )
 
 

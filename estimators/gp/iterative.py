@@ -27,18 +27,19 @@ BLOCK = 2**24
 class IterativeGP(Estimator):
     """Marginal likelihood of a Gaussian process with Gaussian noise for 10⁴ to 10⁶ rows, in O(n) memory.
 
-    Solves and the log-determinant come from Lanczos iterations with blocks of the kernel matrix computed as they are needed,
-    preconditioned by a pivoted Cholesky factor; the log-determinant and its gradient are unbiased up to the length of
-    the iteration, by random probes (GPyTorch: Blackbox Matrix-Matrix Gaussian Process Inference with GPU Acceleration;
-    Exact Gaussian Processes on a Million Data Points). The loss is stochastic: its metric ``stderr`` is its standard
-    error from the probes, ``residual`` the relative error of the worst solve. Take some 50 to 100 steps with
-    ``learning_rate=0.1``, in single precision unless the session is in double.
+    Solves and the log-determinant come from Lanczos iterations with blocks of the kernel matrix computed as they are
+    needed, preconditioned by a pivoted Cholesky factor; the log-determinant and its gradient are unbiased up to the
+    length of the iteration, by random probes (GPyTorch: Blackbox Matrix-Matrix Gaussian Process Inference with GPU
+    Acceleration; Exact Gaussian Processes on a Million Data Points). The loss is stochastic: its metric ``stderr`` is
+    its standard error from the probes, ``residual`` the relative error of the worst solve. Take some 50 to 100 steps
+    with ``learning_rate=0.1``, in single precision unless the session is in double.
 
     Args:
         num_probes: random vectors a step.
         num_iterations: Lanczos iterations; more where ``residual`` is not small.
         rank: of the preconditioner.
-        num_inducing: inducing rows for predictive variances, which are those given the inducing values alone: never below the
+        num_inducing: inducing rows for predictive variances, which are those given the inducing values alone: never
+            below the
             exact ones. Predictive means are exact.
     """
 
@@ -131,7 +132,8 @@ class Estimate(NamedTuple):
 
 
 def estimate(r: Regression, options: IterativeGP, rng_key: Array) -> Estimate:
-    """One Lanczos run for each probe and one for the residuals gives quadratic forms of the logarithm and solves alike."""
+    """One Lanczos run for each probe and one for the residuals gives quadratic forms of the logarithm and solves
+    alike."""
     n = len(r.y)
     steps = min(options.num_iterations, n)
     root = jnp.sqrt(r.noise)

@@ -76,8 +76,8 @@ def _inverse_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
 def log_normal(covariance: Array, residual: Array) -> Array:
     """log N(residual | 0, covariance), nats; ``(n, n)`` and ``(n,)``.
 
-    Its derivative is ½ tr((ααᵀ − K⁻¹) dK) − αᵀ dr with α = K⁻¹ r (Gaussian Processes for Machine Learning, eq. 5.9): one
-    factorisation and one inverse serve value and gradient, in three n × n arrays.
+    Its derivative is ½ tr((ααᵀ − K⁻¹) dK) − αᵀ dr with α = K⁻¹ r (Gaussian Processes for Machine Learning, eq. 5.9):
+    one factorisation and one inverse serve value and gradient, in three n × n arrays.
     """
     factor = jittered_cholesky(covariance)[0]
     return _log_normal_of(factor, residual)

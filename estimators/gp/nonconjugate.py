@@ -46,9 +46,11 @@ class NonConjugateGP(Estimator):
 
             - "laplace": Gaussian at the mode; its evidence (Gaussian Processes for Machine Learning, algorithm 3.1).
             - "ep": expectation propagation, all sites at once with damping; its evidence (the same, section 3.6).
-            - "cvi": the variational Gaussian by natural gradients of its sites (Conjugate-Computation Variational Inference);
+            - "cvi": the variational Gaussian by natural gradients of its sites (Conjugate-Computation Variational
+            Inference);
               the ELBO, a lower bound of the evidence.
-            - "hybrid": CVI for q, the EP-like evidence at its sites for the hyper-parameters, which alternate (Improving
+            - "hybrid": CVI for q, the EP-like evidence at its sites for the hyper-parameters, which alternate
+            (Improving
               Hyperparameter Learning under Approximate Inference in Gaussian Process Models).
         damping: share of the new sites in each sweep of "ep", "cvi" and "hybrid". Smaller is safer.
 
@@ -264,8 +266,8 @@ class SitesProblem(ProcessProblem):
     def sites(self, params: Params, data: Data) -> Sites:
         """The sites at their fixed point.
 
-        Derivatives are carried through `live` more sweeps; at the fixed point of EP and CVI the objective does not change
-        with the sites, so that none are needed for its gradient.
+        Derivatives are carried through `live` more sweeps; at the fixed point of EP and CVI the objective does not
+        change with the sites, so that none are needed for its gradient.
         """
         found = self._converge(*self.parts(lax.stop_gradient(params), data)[:2])[0]
         log_lik, K, _ = self.parts(params, data)
@@ -325,7 +327,8 @@ class SitesProblem(ProcessProblem):
             )
         if negative:
             lines.append(
-                f"{negative:.0f} sites have negative precision: the likelihood is not log-concave there, and the posterior "
+                f"{negative:.0f} sites have negative precision: the likelihood is not log-concave there, and the "
+                f"posterior "
                 "may have several modes"
             )
         return lines

@@ -58,9 +58,8 @@ class ProcessProblem(Problem):
     @property
     def num_units(self) -> int:
         """Rows."""
-        reading = eqx.filter_eval_shape(lambda p: self.hyper.read(p, self.data), self.params)
-        processes = [*reading.latent.values(), *(p for p, _ in reading.observed.values())]
-        return num_rows(processes[0].X)
+        found = eqx.filter_eval_shape(lambda p: self.hyper.read(p, self.data).processes, self.params)
+        return num_rows(next(iter(found.values())).X)
 
     def init(self, rng_key: Array) -> Params:
         own = {n: v for n, v in self.params.items() if n not in self.hyper.rest.params}
@@ -107,7 +106,8 @@ class ProcessProblem(Problem):
                 return f"hyper-parameter {name!r} is not finite"
         double = jnp.result_type(float) == jnp.float64
         return (
-            "the kernel matrix is not positive definite at these hyper-parameters, whatever the jitter: is the kernel a "
+            "the kernel matrix is not positive definite at these hyper-parameters, whatever the jitter: is the "
+            "kernel a "
             "valid one, and are its inputs finite?" + ("" if double else " In single precision: set jax_enable_x64")
         )
 
@@ -171,21 +171,52 @@ class ProcessProblem(Problem):
 
         return jax.scipy.special.logsumexp(lax.map(at, nodes) + log_weights[:, None], 0)
 
-    def simulate(self, params: Params, rng_key: Array, data: Data) -> tuple[dict[str, Array], Array]:
-        """One joint draw of the functions at the rows of other data, and of new observations there."""
-        reading = self.hyper.read(params, data)
-        processes = {**reading.latent, **{n: p for n, (p, _) in reading.observed.items()}}
-        f = {}
+    def simulate(self, params: Params, rng_key: Array, data: Data, num: int) -> dict[str, Array]:
+        """Joint draws of the functions at the rows of other data, and of new observations there, ``(num, n)`` each."""
+        processes = self.hyper.read(params, data).processes
+        roots = {}
         for name, posterior in self.functions(params).items():
-            rng_key, key = random.split(rng_key)
             mean, covariance = posterior.joint(processes[name].X)
-            f[name] = processes[name].mean + mean + linalg.root(covariance) @ random.normal(key, mean.shape)
+            roots[name] = (processes[name].mean + mean, linalg.root(covariance))
+
+        def one(key: Array) -> dict[str, Array]:
+            keys = random.split(key, len(roots) + 1)
+            f = {n: m + R @ random.normal(k, m.shape) for k, (n, (m, R)) in zip(keys[1:], roots.items(), strict=True)}
+            return {**self._observe(params, data, f, keys[0]), **({} if self.hyper.observed else f)}
+
+        return lax.map(one, random.split(rng_key, num), batch_size=min(num, 64))
+
+    def marginal_draws(self, params: Params, rng_key: Array, data: Data, num: int) -> Array:
+        """Draws of each new observation by itself, ``(num, n)``."""
+        moments = _function_moments(self, params, data)
+
+        def one(key: Array) -> Array:
+            keys = random.split(key, len(moments) + 1)
+            f = {
+                n: m + jnp.sqrt(v) * random.normal(k, m.shape)
+                for k, (n, (m, v)) in zip(keys[1:], moments.items(), strict=True)
+            }
+            return next(iter(self._observe(params, data, f, keys[0]).values()))
+
+        return lax.map(one, random.split(rng_key, num), batch_size=min(num, 64))
+
+    def _observe(self, params: Params, data: Data, functions: dict[str, Array], rng_key: Array) -> dict[str, Array]:
+        """New observations at given functions, by site."""
         if self.hyper.observed:
             (name,) = self.hyper.observed
-            noise = jnp.sqrt(processes[name].noise)
-            return f, f[name] + noise * random.normal(rng_key, noise.shape)
-        (site,) = self.hyper.read(params, data, f).sites.values()
-        return f, site["fn"].sample(rng_key)
+            noise = jnp.sqrt(self.hyper.read(params, data).observed[name][0].noise)
+            return {name: functions[name] + noise * random.normal(rng_key, noise.shape)}
+        sites = self.hyper.read(params, data, functions).sites
+        return {n: s["fn"].sample(random.fold_in(rng_key, i)) for i, (n, s) in enumerate(sites.items())}
+
+    def inputs_of(self, params: Params) -> Any:
+        """Inputs of the first process, as the model makes them from the data."""
+        return _inputs_of(self, params)
+
+
+@eqx.filter_jit
+def _inputs_of(problem: ProcessProblem, params: Params) -> Any:
+    return next(iter(problem.hyper.read(params, problem.data).processes.values())).X
 
 
 def log_density(y: Array, mean: Array, variance: Array) -> Array:
@@ -194,8 +225,7 @@ def log_density(y: Array, mean: Array, variance: Array) -> Array:
 
 
 def _function_moments(problem: ProcessProblem, params: Params, data: Data) -> dict[str, tuple[Array, Array]]:
-    reading = problem.hyper.read(params, data)
-    processes = {**reading.latent, **{n: p for n, (p, _) in reading.observed.items()}}
+    processes = problem.hyper.read(params, data).processes
     out = {}
     for name, posterior in problem.functions(params).items():
         mean, variance = posterior.marginals(processes[name].X)

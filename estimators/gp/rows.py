@@ -34,4 +34,6 @@ def check_batch(size: int | None, data: Data, keys: tuple[str, ...], n: int) -> 
     if size is not None and size < 1:
         raise ValueError(f"batch_size must be at least 1 or None, got {size!r}")
     if not keys:
-        raise ValueError(f"no argument of the model has one row for each of the {n} inputs, so that no batch can be drawn")
+        raise ValueError(
+            f"no argument of the model has one row for each of the {n} inputs, so that no batch can be drawn"
+        )

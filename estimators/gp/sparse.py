@@ -27,9 +27,9 @@ class SparseGP(Estimator):
     """Regression through M inducing inputs in O(n M²) time.
 
     "titsias" is a lower bound of the log marginal likelihood, log N(y | m, Q + σ²I) − tr(K − Q)/(2σ²) with
-    Q = K_XZ K_ZZ⁻¹ K_ZX (Variational Learning of Inducing Variables in Sparse Gaussian Processes); "fitc" is the marginal
-    likelihood of another model, with Q plus the diagonal of K − Q (Sparse Gaussian Processes using Pseudo-inputs), no bound
-    and too sure of itself where noise is heteroscedastic by nature.
+    Q = K_XZ K_ZZ⁻¹ K_ZX (Variational Learning of Inducing Variables in Sparse Gaussian Processes); "fitc" is the
+    marginal likelihood of another model, with Q plus the diagonal of K − Q (Sparse Gaussian Processes using
+    Pseudo-inputs), no bound and too sure of itself where noise is heteroscedastic by nature.
 
     Args:
         num_inducing: M. Inputs start at rows chosen greedily by conditional variance.
@@ -143,7 +143,8 @@ class SparseProblem(RegressionProblem):
         if self.options.method == "titsias" and self.num_units * self.options.num_inducing < 1e8:
             gap = float(_gap(self, params))
             lines.append(
-                f"the bound gives up {gap:.2f} nats to the variance that {self.options.num_inducing} inducing inputs leave "
+                f"the bound gives up {gap:.2f} nats to the variance that {self.options.num_inducing} inducing "
+                f"inputs leave "
                 "unexplained" + (": more of them would tighten it" if gap > 1 else "")
             )
         return lines

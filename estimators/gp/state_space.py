@@ -37,7 +37,8 @@ class StateSpaceGP(Estimator):
     ``tinygp.kernels.quasisep``. Inputs are sorted if they are not.
 
     Args:
-        scan: "sequential" is tinygp's quasiseparable solver (Fast and Scalable Gaussian Process Modeling with Applications to
+        scan: "sequential" is tinygp's quasiseparable solver (Fast and Scalable Gaussian Process Modeling with
+            Applications to
             Astronomical Time Series); "parallel" is a Kalman filter by an associative scan, O(log n) deep, for
             accelerators (Temporal Parallelization of Bayesian Smoothers); "auto" takes the one that suits the device.
 
@@ -57,7 +58,9 @@ class StateSpaceGP(Estimator):
         problem = StateSpaceProblem.create(self, rng_key, model, data, order=None)
         X = np.asarray(_inputs(problem))
         if X.ndim > 2 or (X.ndim == 2 and X.shape[1] != 1):
-            raise ValueError(f"StateSpaceGP needs one-dimensional inputs, X has shape {X.shape}: take GPEvidence or SparseGP")
+            raise ValueError(
+                f"StateSpaceGP needs one-dimensional inputs, X has shape {X.shape}: take GPEvidence or SparseGP"
+            )
         order = jnp.asarray(np.argsort(X.ravel(), kind="stable"))
         return eqx.tree_at(lambda p: p.order, problem, order, is_leaf=lambda x: x is None)
 
@@ -87,8 +90,10 @@ def markovian(kernel: Any) -> Any:
                 return one.value * markovian(other)
         return markovian(kernel.kernel1) * markovian(kernel.kernel2)
     raise ValueError(
-        f"the kernel {type(kernel).__name__} has no state space of finite dimension: StateSpaceGP takes Exp, Matern32, Matern52, "
-        "Cosine, their sums and products, and tinygp.kernels.quasisep; for others take GPEvidence, SparseGP or IterativeGP"
+        f"the kernel {type(kernel).__name__} has no state space of finite dimension: StateSpaceGP takes Exp, "
+        f"Matern32, Matern52, "
+        "Cosine, their sums and products, and tinygp.kernels.quasisep; for others take GPEvidence, SparseGP or "
+        "IterativeGP"
     )
 
 
@@ -154,7 +159,8 @@ class _Element(NamedTuple):
 
 
 def _elements(F: Array, Q: Array, H: Array, R: Array, y: Array, seen: Array) -> _Element:
-    """One element from its transition, noise, observation vector, noise variance, value, and whether it was observed."""
+    """One element from its transition, noise, observation vector, noise variance, value, and whether it was
+    observed."""
     S = H @ Q @ H + R
     gain = jnp.where(seen, Q @ H / S, 0.0)
     back = jnp.where(seen, F.T @ H / S, 0.0)
@@ -186,7 +192,8 @@ class _Filtered(NamedTuple):
 
 
 def kalman(kernel: Any, t: Array, noise: Array, y: Array, seen: Array) -> tuple[_Filtered, Array]:
-    """Filtered states at sorted times, and the log-likelihood of the observations that were seen; by associative scan."""
+    """Filtered states at sorted times, and the log-likelihood of the observations that were seen; by associative
+    scan."""
     before = jnp.concatenate([t[:1], t[:-1]])
     F = jnp.swapaxes(jax.vmap(kernel.transition_matrix)(before, t), 1, 2)  # tinygp states the transpose
     stationary = kernel.stationary_covariance()

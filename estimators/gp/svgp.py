@@ -27,7 +27,8 @@ class SVGP(Estimator):
     Minimises −(n/B) Σ_batch E_q log p(y_i | f_i) + Σ KL(q(u) ‖ p(u)) − log prior. q(u) = N(L m, L S Lᵀ) is whitened by
     K_ZZ = L Lᵀ, one for each latent process (up to three, independent in q); m and S take natural-gradient steps
     (Scalable Variational Gaussian Process Classification; Natural Gradients in Practice), hyper-parameters and inducing
-    inputs those of the optimiser of `fit`. With Gaussian noise, all rows and natural_step=1 q is optimal after one step.
+    inputs those of the optimiser of `fit`. With Gaussian noise, all rows and natural_step=1 q is optimal after one
+    step.
 
     Args:
         num_inducing: M a process. Inputs start at rows chosen greedily by conditional variance.

@@ -1,8 +1,8 @@
 """What a NumPyro model says of its Gaussian processes: the one seam under all of their estimators.
 
-A process is a sample site with tinygp's own distribution, ``GaussianProcess(kernel, X, ...).numpyro_dist()``: observed, it
-is a regression with Gaussian noise; latent, other observed sites are its likelihood. So a model written for NUTS is
-one for every estimator, and none of them needs a word of its own in the model.
+A process is a sample site with tinygp's own distribution, ``GaussianProcess(kernel, X, ...).numpyro_dist()``:
+observed, it is a regression with Gaussian noise; latent, other observed sites are its likelihood. So a model written
+for NUTS is one for every estimator, and none of them needs a word of its own in the model.
 """
 
 from __future__ import annotations
@@ -114,6 +114,11 @@ class Read(NamedTuple):
     """Log-density of the hyper-parameters and of what belongs to no row."""
     sites: dict[str, Any]
     """Observed sites of the likelihood, by name: NumPyro's site records."""
+
+    @property
+    def processes(self) -> dict[str, Process]:
+        """All of them."""
+        return {**self.latent, **{n: p for n, (p, _) in self.observed.items()}}
 
 
 class Hyper(eqx.Module):
@@ -321,7 +326,8 @@ def check_gaussian(hyper: Hyper, name: str) -> None:
     tolerance = 1e-4 * (1 + np.abs(shift))
     if not (np.abs(loc1 - loc0 - shift) < tolerance).all() or not np.allclose(scale0, scale1):
         raise ValueError(
-            f"site {site!r} is not the process {hyper.latent[0]!r} plus Gaussian noise (its mean must be the process plus "
+            f"site {site!r} is not the process {hyper.latent[0]!r} plus Gaussian noise (its mean must be the "
+            f"process plus "
             f"what does not depend on it, its scale free of it), which {name} needs: {way_out}"
         )
 
@@ -330,12 +336,15 @@ def check_rows(hyper: Hyper, name: str, data: Data, most: int = 1) -> None:
     """Whether every observation depends on the latent processes at its own row alone.
 
     Raises:
-        ValueError: an observed process, more than `most` latent ones, observations of another shape, or discrete latents.
+        ValueError: an observed process, more than `most` latent ones, observations of another shape, or discrete
+            latents.
     """
     if hyper.observed:
         raise ValueError(
-            f"{name} wants the process latent: f = numpyro.sample('f', GaussianProcess(...).numpyro_dist()), and then the "
-            f"likelihood. In this model the process {hyper.observed[0]!r} is observed, under Gaussian noise: GPEvidence is exact"
+            f"{name} wants the process latent: f = numpyro.sample('f', GaussianProcess(...).numpyro_dist()), and "
+            f"then the "
+            f"likelihood. In this model the process {hyper.observed[0]!r} is observed, under Gaussian noise: "
+            f"GPEvidence is exact"
         )
     if len(hyper.latent) > most:
         raise ValueError(
@@ -348,12 +357,14 @@ def check_rows(hyper: Hyper, name: str, data: Data, most: int = 1) -> None:
     shape, rows = ok[0].shape, ok[1].shape
     if shape[:1] != rows:
         raise ValueError(
-            f"the observations have shape {shape}, the process {rows}: {name} needs one (or one vector) a row; repeated "
+            f"the observations have shape {shape}, the process {rows}: {name} needs one (or one vector) a row; "
+            f"repeated "
             "inputs may stand in X as they are"
         )
     if np.abs(np.asarray(ok[2])).max() > 1e-6:
         raise ValueError(
-            f"the observation of a row depends on the process at other rows, which {name} cannot have: p(y_i | f_i) only"
+            f"the observation of a row depends on the process at other rows, which {name} cannot have: p(y_i | "
+            f"f_i) only"
         )
 
 
