@@ -10,17 +10,15 @@ Needs a copy of the database (`--root` or the environment variable POSTERIORDB).
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from pathlib import Path
 
+from suite import keep
+
 import estimax
 from estimax.inference.bench import suites
-from estimax.inference.bench.report import to_csv
-from estimax.inference.bench.runner import Benchmark
 
-RESULTS = Path(__file__).parent / "results"
 FIRST = ["default", "VIS"]
 ONCE = "numpyro:NUTS"
 
@@ -43,7 +41,7 @@ def main() -> None:
         if interrupted:
             break
     print(bench)
-    keep(bench)
+    keep(bench, "posteriordb")
     sys.exit(130 if interrupted else 0)
 
 
@@ -53,15 +51,6 @@ def _parts(root: str | None, seeds: int) -> list[tuple[list[str], int]]:
     peers = [name for name in columns if ":" in name and name != ONCE]
     others = [name for name in columns if ":" not in name and name not in FIRST]
     return [(FIRST, seeds), (peers, seeds), ([ONCE], 1), (others, seeds)]
-
-
-def keep(bench: Benchmark) -> None:
-    """The small files that are committed: a row a run, and how they were made."""
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "posteriordb.csv").write_text(to_csv(bench.frame), encoding="utf-8")
-    text = json.dumps(bench.header, indent=1, ensure_ascii=False)
-    (RESULTS / "posteriordb.json").write_text(text + "\n", encoding="utf-8")
-    print("wrote benchmarks/results/posteriordb.csv and .json")
 
 
 if __name__ == "__main__":

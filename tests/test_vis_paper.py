@@ -1,4 +1,4 @@
-"""The VIS paper's toy mixture. The full setting takes minutes: ``-m slow``, or benchmarks/vis_mixture.py."""
+"""The VIS paper's toy mixture. The full setting takes minutes: ``-m slow``, or `estimax bench vis-paper`."""
 
 import optax
 import pytest
