@@ -467,6 +467,42 @@ def test_instance_noise_makes_a_singular_likelihood_finite():
     np.testing.assert_allclose(found, expected, atol=0.05)
 
 
+def test_circle_in_the_plane():
+    """A ring of width s around data without width: the likelihood grows without bound as s falls; with instance noise σ
+    its optimum is the circle with s = σ, whatever the angles."""
+    angle = np.random.default_rng(7).uniform(0, 2 * np.pi, 60)
+    y = np.stack([1.0 + 2 * np.cos(angle), -0.5 + 2 * np.sin(angle)], 1)
+
+    class Ring(dist.Distribution):
+        """A uniform angle, and normal noise of sd s in both coordinates: Rice's density over the circumference."""
+
+        support = dist.constraints.real_vector
+
+        def __init__(self, centre, radius, s):
+            self.centre, self.radius, self.s = centre, radius, s
+            super().__init__(event_shape=(2,))
+
+        def log_prob(self, y):
+            length = jnp.linalg.norm(y - self.centre, axis=-1)
+            bessel = jnp.log(jax.scipy.special.i0e(length * self.radius / self.s**2))
+            return bessel - (length - self.radius) ** 2 / (2 * self.s**2) - jnp.log(2 * jnp.pi * self.s**2)
+
+    def ring(y=None):
+        centre = numpyro.param("centre", jnp.zeros(2))
+        radius = numpyro.param("radius", 1.5, constraint=dist.constraints.positive)
+        s = numpyro.param("s", 0.5, constraint=dist.constraints.positive)
+        with numpyro.plate("data", y.shape[0]):
+            numpyro.sample("y", Ring(centre, radius, s), obs=y)
+
+    with pytest.warns(RuntimeWarning):
+        singular = fit(ring, MLE(), {"y": y}, num_steps=200)
+    assert float(singular.params["s"]) < 1e-3
+    noisy = fit(ring, MLE(data_noise=0.2), {"y": y}, learning_rate=0.02, num_steps=2000)
+    np.testing.assert_allclose(noisy.params["centre"], [1.0, -0.5], atol=0.03)
+    assert float(noisy.params["radius"]) == pytest.approx(2.0, abs=0.03)
+    assert float(noisy.params["s"]) == pytest.approx(0.2, abs=0.02)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
