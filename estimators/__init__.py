@@ -1,5 +1,6 @@
 """What is optimised: estimators and the objectives and gradient estimators they are made of."""
 
+from .annealed import LogNormalizer, log_normalizer
 from .base import Estimator, Posterior, Problem
 from .compositional import CompositionalMLE
 from .contrastive import ContrastiveDivergence, UnbiasedCD
@@ -21,6 +22,7 @@ from .family import (
     Renyi,
 )
 from .flow_matching import ConditionalFlowMatching, StochasticInterpolant
+from .gp import SVGP, CoresetGP, GPEvidence, IterativeGP, LeaveOneOut, NonConjugateGP, SparseGP, StateSpaceGP
 from .guides import WhitenedNormal
 from .laplace import Laplace
 from .likelihood import MAP, MLE
@@ -55,6 +57,7 @@ __all__ = [
     "NCE",
     "PIWAE",
     "RWS",
+    "SVGP",
     "TIWDSM",
     "VBIS",
     "VIS",
@@ -65,6 +68,7 @@ __all__ = [
     "ConditionalFlowMatching",
     "ConditionalNCE",
     "ContrastiveDivergence",
+    "CoresetGP",
     "DataEmphasizedELBO",
     "DenoisingScoreMatching",
     "EBFlow",
@@ -72,12 +76,17 @@ __all__ = [
     "Estimator",
     "ForwardChi2",
     "ForwardKL",
+    "GPEvidence",
     "Grouped",
     "IWBound",
+    "IterativeGP",
     "Laplace",
+    "LeaveOneOut",
     "LocationInterval",
+    "LogNormalizer",
     "LogWeight",
     "Mixture",
+    "NonConjugateGP",
     "Objective",
     "Posterior",
     "PowerMean",
@@ -85,9 +94,12 @@ __all__ = [
     "Renyi",
     "ScoreMatching",
     "SmoothedLocation",
+    "SparseGP",
+    "StateSpaceGP",
     "StochasticInterpolant",
     "TargetScoreMatching",
     "UnbiasedCD",
     "WhitenedNormal",
+    "log_normalizer",
     "smoothed_interval",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from numpyro.primitives import Messenger
 from . import data_argument, domains
 from .base import Data, Params
 from .frozen import fill
+from .guided import full_plates
 from .likelihood import MLE, LikelihoodProblem
 
 VARIANTS = ("explicit", "sliced", "denoising")
@@ -239,7 +241,8 @@ class PointwiseProblem(LikelihoodProblem):
         if self.plate is None or key is None:
 
             def log_density(x: Array) -> Array:
-                return LikelihoodProblem.terms(self, params, {**data, self.argument: x.reshape(shape)})[0]
+                with nullcontext() if self.plate is None else full_plates():
+                    return LikelihoodProblem.terms(self, params, {**data, self.argument: x.reshape(shape)})[0]
 
             return own.reshape(self.flat_shape), log_density, 1.0
         name, size, batch = self.plate

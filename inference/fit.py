@@ -100,6 +100,8 @@ def fit(
     if estimator.needs_guide:
         guide, found, initial = resolve(guide, model, prepared, theta, start, seed)
     problem = estimator.problem(key_init, model, guide, prepared)
+    if not estimator.needs_guide and isinstance(start, Mapping):
+        problem = _starting_at(problem, problem.unconstrain(dict(start)))
     if problem.nonsmooth:
         raise ValueError(
             f"optimizer={optimizer!r} cannot handle the kinks of l1, group, fused or nonnegative: leave it to fit "
@@ -331,7 +333,10 @@ _OPTIMIZERS = ("adam", "adamw", "adabelief", "amsgrad", "lion", "nadam", "radam"
 
 def _with_initial(problem: Problem, initial: dict[str, Any]) -> Problem:
     """The problem with given constrained values of some parameters as its initial ones."""
-    unconstrained = {n: problem.transforms[n].inv(v) for n, v in initial.items()}  # type: ignore[attr-defined]
+    return _starting_at(problem, {n: problem.transforms[n].inv(v) for n, v in initial.items()})  # type: ignore[attr-defined]
+
+
+def _starting_at(problem: Problem, unconstrained: dict[str, Any]) -> Problem:
     # Of the dtypes that the problem has, and not weakly typed: else the step would compile once more.
     params = {
         n: jax.tree.map(lambda new, old: jax.lax.convert_element_type(new, old.dtype), unconstrained.get(n, v), v)
