@@ -261,7 +261,7 @@ def test_bad_options(make, message):
 def test_bad_data(data):
     with pytest.raises(ValueError, match="follows gradients in x, and the data are discrete"):
         posed(ContrastiveDivergence(kernel="hmc"), data)
-    with pytest.raises(ValueError, match=r"takes the value -1, which is not among values=\[0.0, 1.0\]"):
+    with pytest.raises(ValueError, match=r"take the value -1, which is not among values=\[0.0, 1.0\]"):
         posed(ContrastiveDivergence(values=(0, 1)), data)
     with pytest.raises(ValueError, match="among the values that they show: these show 1"):
         posed(ContrastiveDivergence(), np.ones_like(data))

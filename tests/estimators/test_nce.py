@@ -183,13 +183,15 @@ def test_compositional_needs_fewer_steps_than_nce_from_afar():
     x = np.random.default_rng(4).normal(4.0, 1.0, 1000)
     noise, optimizer = dist.Normal(0.0, 2.0), optax.sgd(1e-4)
 
+    start = {"mu": 10.0, "log_z": 0.5 * np.log(2 * np.pi)}  # NCE knows the constant
+
     def error(estimator, num_steps):
-        result = fit(shifted, estimator, x, start={"mu": 10.0}, num_steps=num_steps, optimizer=optimizer, seed=1)
+        result = fit(shifted, estimator, x, start=start, num_steps=num_steps, optimizer=optimizer, seed=1)
         return abs(result.params["mu"] - x.mean())
 
     assert error(CompositionalMLE(noise), 60) < 0.25
-    assert error(NCE(noise, 1, redraw=True), 60) > 1.0
-    assert error(NCE(noise, 1, redraw=True), 600) < 0.25
+    assert error(NCE(noise, 1, redraw=True), 60) > 0.5
+    assert error(NCE(noise, 1, redraw=True), 800) < 0.25
 
 
 def test_minibatches_of_nce(sample):
