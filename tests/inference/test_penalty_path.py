@@ -1,5 +1,7 @@
 """Paths of penalty strengths against scikit-learn's, cross-validation included."""
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 import matplotlib as mpl
 import numpy as np
@@ -24,6 +26,12 @@ def linear(x, y):
     b = numpyro.param("b", jnp.zeros(x.shape[1]))
     with numpyro.plate("data", len(x)):
         numpyro.sample("y", dist.Normal(c + x @ b, 1.0), obs=y)
+
+
+def image(y):
+    f = numpyro.param("f", jnp.zeros(y.shape))
+    with numpyro.plate("row", len(y)):
+        numpyro.sample("y", dist.Normal(f, 1.0).to_event(1), obs=y)
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +61,17 @@ def test_coefficients_equal_lasso(path):
         assert row["log_likelihood"] == pytest.approx(log_likelihood, rel=1e-8)
 
 
-def test_path_of_its_own_starts_where_all_are_zero():
-    path = estimax.penalty_path(linear, MLE(l1={"b": 1.0}), {"x": X, "y": Y}, num_strengths=5, num_folds=0)
+def test_path_of_its_own_starts_where_all_are_zero(path):
+    own = estimax.penalty_path(
+        linear, MLE(l1={"b": 1.0}), {"x": X, "y": Y}, num_strengths=12, folds=np.arange(80) // 16
+    )
     largest = np.abs(X.T @ (Y - Y.mean())).max()
-    assert path.frame["strength"].iloc[0] == pytest.approx(largest, rel=1e-5)
-    assert path.frame["num_nonzero"].iloc[0] == 0
-    assert path.frame["num_nonzero"].iloc[1] > 0
+    assert own.frame["strength"].iloc[0] == pytest.approx(largest, rel=1e-5)
+    assert own.frame["num_nonzero"].iloc[0] == 0
+    assert own.frame["num_nonzero"].iloc[1] > 0
+    without = replace(path, fold_scores=np.zeros((12, 0)))  # as num_folds=0 leaves it
     with pytest.raises(ValueError, match="without cross-validation"):
-        path.best  # noqa: B018
+        without.best  # noqa: B018
 
 
 def test_estimator_of_a_strength_gives_the_row(path):
@@ -96,5 +107,7 @@ def test_errors():
         estimax.penalty_path(linear, MLE(l2=1.0), data)
     with pytest.raises(ValueError, match="between 2 and the number of units, 80, got 90"):
         estimax.penalty_path(linear, MLE(l1=1.0), data, [1.0], num_folds=90)
+    with pytest.raises(ValueError, match="fused along several axes has none"):
+        estimax.penalty_path(image, MLE(fused={"f": (1.0, (0, 1))}), {"y": X[:20]}, [1.0])
     with pytest.raises(ValueError, match="folds must be one a unit, shape \\(80,\\)"):
         estimax.penalty_path(linear, MLE(l1=1.0), data, [1.0], folds=[0, 1])

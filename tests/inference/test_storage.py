@@ -1,5 +1,6 @@
 """One file that another process reads: what was fitted, and everything to go on."""
 
+import shutil
 from dataclasses import dataclass
 
 import jax
@@ -27,6 +28,8 @@ from estimax.estimators import (
     Renyi,
 )
 from estimax.inference.storage import decode, encode
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 ENTRY = models.linear_gaussian
 
@@ -103,12 +106,19 @@ def test_automatic_guide_with_arguments_of_its_own(tmp_path):
     equal(result, again)
 
 
-@pytest.fixture
-def saved(tmp_path):
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
     result = fit(model, VIS(4), DATA, guide=guide, num_steps=20, progress_bar=False)
-    path = tmp_path / "fit.nc"
+    path = tmp_path_factory.mktemp("saved") / "fit.nc"
     result.save(path, num_samples=20)
     return result, path
+
+
+@pytest.fixture
+def saved(written, tmp_path):
+    """A fit, and a file of it of the test's own."""
+    result, path = written
+    return result, shutil.copy(path, tmp_path / "fit.nc")
 
 
 def test_guide_function_and_static_data(saved):
