@@ -33,8 +33,9 @@ class Laplace(MAP):
 
     Args:
         hessian: "full"; "block", a block a site; for many latents "diagonal", or "low_rank": the prior's curvature
-            and the `rank` directions in which the data add most to it (Optimal Low-Rank Approximations of Bayesian
-            Linear Inverse Problems). In the others the posterior is as wide as the prior, so never too narrow.
+            and the `rank` directions in which the data change it most (Optimal Low-Rank Approximations of Bayesian
+            Linear Inverse Problems). In the others the posterior is as wide as the prior: never too narrow where the
+            likelihood is log-concave.
         rank: of "low_rank"; None is 20.
         sites: latent sites that get a Gaussian, as the last layer of a network; the others are fixed at their mode.
             None takes all.
@@ -93,9 +94,9 @@ class LaplaceProblem(LikelihoodProblem):
         if not all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(scale)):
             raise ValueError(
                 "Laplace needs a mode with curvature in every direction, and at the point where the fit ended the "
-                "density does not fall in all of them: a direction that neither prior nor data say anything of, or a "
-                "saddle. Fit MAP and see summary(), which names the direction; give it a proper prior, or start= "
-                "elsewhere"
+                "density does not fall in all of them: a direction that neither prior nor data say anything of, a "
+                "saddle, or too few steps. Take more steps (num_steps=); fit MAP and see summary(), which names the "
+                "direction; give it a proper prior, or start= elsewhere"
             )
         return replace(self, scale=scale)
 
