@@ -2,6 +2,8 @@
 
 python docs/make_figures.py            gradient_snr.png, under a minute
 python docs/make_figures.py compare    eight_schools_*.png: what `estimax compare eight_schools` draws
+python docs/make_figures.py diffusion  diffusion_2d.png, langevin_start.png, score_targets.png: some minutes
+python docs/make_figures.py unnormalised  unnormalised_methods.png, unnormalised_toys.png: two minutes
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +21,7 @@ from matplotlib.figure import Figure
 from estimax import estimators
 from estimax.inference.cli import main as command_line
 from estimax.inference.result import gradient_snr
-from estimax.models import tight_bounds
+from estimax.models import diffusion_2d, tight_bounds
 
 IMAGES = Path(__file__).parent / "images"
 PARTICLES = (1, 16, 128, 1024)
@@ -73,8 +76,113 @@ def compare() -> None:
             shutil.copy(Path(folder) / f"{name}.png", IMAGES / f"eight_schools_{name}.png")
 
 
+def diffusion() -> None:
+    """The fitted diffusion of `models.diffusion_2d`, Langevin chains, and variances of the targets of a score."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+    import scores  # its fits and its data
+
+    _plane(scores.fitted_plane())
+    _langevin(scores)
+    _targets(scores.targets()["rows"])
+
+
+def _plane(fitted: Any) -> None:
+    plane = diffusion_2d
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    field, path, error = figure.subplots(1, 3)
+    grid = np.linspace(-2.4, 2.4, 61, dtype=np.float32)
+    points = np.stack(np.meshgrid(grid, grid), -1)
+    density = np.asarray(fitted.log_prob(points))
+    image = field.contourf(grid, grid, np.maximum(density, -12), levels=np.arange(-12, 0.1, 1), cmap="Blues")
+    exact = np.asarray(plane.log_density(points))
+    field.contour(grid, grid, exact, levels=[-6, -4, -2], colors="0.2", linewidths=0.8, linestyles="--")
+    figure.colorbar(image, ax=field, label="log-density, nats", shrink=0.85)
+    coarse = points[::5, ::5]
+    arrows = np.array(fitted.score(coarse, 0.1))
+    arrows /= np.maximum(np.linalg.norm(arrows, axis=-1, keepdims=True), 1e-3) ** 0.6
+    field.quiver(coarse[..., 0], coarse[..., 1], arrows[..., 0], arrows[..., 1], color="#D55E00", width=0.004)
+    field.set_title("fitted density (dashed: exact) and score at t = 0.1", fontsize=10)
+
+    z = jax.random.normal(jax.random.key(4), (40, 2))
+    times = jax.numpy.linspace(1, plane.PROCESS.t_min, 400)
+    step = (plane.PROCESS.t_min - 1) / 400
+
+    def move(x: Any, t: Any) -> tuple[Any, Any]:
+        x = x + step * fitted.velocity(x, t)
+        return x, x
+
+    lines = np.concatenate([np.asarray(z)[None], np.asarray(jax.lax.scan(move, z, times)[1])])
+    path.plot(lines[..., 0], lines[..., 1], color="0.7", linewidth=0.6)
+    draws = np.asarray(fitted.sample(jax.random.key(1), (1500,)))
+    path.scatter(draws[:, 0], draws[:, 1], s=3, color="#0072B2", alpha=0.4, linewidths=0)
+    path.scatter(lines[0, :, 0], lines[0, :, 1], s=12, facecolors="none", edgecolors="0.4", linewidths=0.7)
+    path.set_title("1,500 draws; the ways of 40 from noise (circles)", fontsize=10)
+    for axes in (field, path):
+        axes.set_aspect("equal")
+        axes.set_xlim(-2.4, 2.4)
+        axes.set_ylim(-2.4, 2.4)
+
+    rng, x = np.random.default_rng(0), plane.held_out()["x"]
+    sigmas, errors, sizes = [], [], []
+    for t in np.geomspace(0.001, 1, 20):
+        alpha, sigma = float(plane.PROCESS.alpha(t)), float(plane.PROCESS.sigma(t))
+        noisy = (alpha * x + sigma * rng.normal(size=x.shape)).astype(np.float32)
+        truth = np.asarray(plane.score(noisy, t))
+        sigmas.append(sigma)
+        errors.append(np.sqrt(np.mean((np.asarray(fitted.score(noisy, t)) - truth) ** 2)))
+        sizes.append(np.sqrt(np.mean(truth**2)))
+    error.loglog(sigmas, sizes, color="0.4", linestyle=":", label="exact score")
+    error.loglog(sigmas, errors, color="#D55E00", marker="o", markersize=3, label="error of the fitted one")
+    error.set_xlabel("noise level σ(t)")
+    error.set_ylabel("root mean square, per coordinate")
+    error.grid(color="0.9", linewidth=0.6)
+    error.legend(fontsize=9)
+    error.set_title("error of the score by noise level", fontsize=10)
+    figure.savefig(IMAGES / "diffusion_2d.png", dpi=110)
+
+
+def _langevin(scores: Any) -> None:
+    fitted = scores.fitted_vanilla()
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    for axes, (name, start) in zip(figure.subplots(1, 2), scores.langevin_starts(1000).items(), strict=True):
+        x = np.asarray(fitted.langevin(jax.random.key(0), start, num_steps=500, step_size=0.01))
+        shares = scores.mode_shares(x)
+        axes.scatter(start[:, 0], start[:, 1], s=3, color="0.75", linewidths=0, label="start")
+        axes.scatter(x[:, 0], x[:, 1], s=3, color="#0072B2", alpha=0.6, linewidths=0, label="after 500 steps")
+        for centre, share, true in zip(scores.FAR, shares, scores.SHARES, strict=True):
+            axes.annotate(f"{share:.2f} (true {true})", (centre[0], centre[1] + 2.3), ha="center", fontsize=9)
+        axes.set_xlim(-12, 12)
+        axes.set_ylim(-10, 12)
+        axes.set_title(f"chains from {'the data' if name == 'data' else 'a wide normal distribution'}", fontsize=10)
+        axes.legend(fontsize=8, loc="lower right")
+    figure.savefig(IMAGES / "langevin_start.png", dpi=110)
+
+
+def _targets(rows: list[dict[str, float]]) -> None:
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    for name, color in (("denoising", "#0072B2"), ("clean", "#D55E00"), ("blend", "0.2")):
+        label = {"denoising": "−ε/σ", "clean": "∇log p(x)/α", "blend": "their blend"}[name]
+        axes.loglog([r["sigma"] for r in rows], [r[name] for r in rows], "o-", color=color, markersize=3, label=label)
+    axes.set_xlabel("noise level σ(t)")
+    axes.set_ylabel("variance about the exact score")
+    axes.set_title("What a score network is regressed on: two normals on the line", fontsize=11)
+    axes.grid(color="0.9", linewidth=0.6)
+    axes.legend(fontsize=9)
+    figure.savefig(IMAGES / "score_targets.png", dpi=110)
+
+
+def unnormalised() -> None:
+    """Efficiency of NCE, steps from a far start, and energy networks in the plane."""
+    import unnormalised_figures
+
+    unnormalised_figures.main()
+
+
+PICTURES = {"compare": compare, "diffusion": diffusion, "unnormalised": unnormalised}
+
 if __name__ == "__main__":
     IMAGES.mkdir(exist_ok=True)
-    if sys.argv[1:] not in ([], ["compare"]):
+    if len(sys.argv) > 2 or not set(sys.argv[1:]) <= set(PICTURES):
         raise SystemExit(__doc__)
-    compare() if sys.argv[1:] else snr()
+    PICTURES[sys.argv[1]]() if sys.argv[1:] else snr()

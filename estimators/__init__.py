@@ -4,6 +4,7 @@ from .annealed import LogNormalizer, log_normalizer
 from .base import Estimator, Posterior, Problem
 from .compositional import CompositionalMLE
 from .contrastive import ContrastiveDivergence, UnbiasedCD
+from .ddo import DDO
 from .denoising import TIWDSM, DenoisingScoreMatching, TargetScoreMatching
 from .ebflow import EBFlow
 from .em import EM
@@ -47,6 +48,7 @@ from .smoothed_location import LocationInterval, SmoothedLocation, smoothed_inte
 __all__ = [
     "CHIVI",
     "CIWAE",
+    "DDO",
     "ELBO",
     "EM",
     "IWAE",

@@ -67,7 +67,7 @@ class NCE(Unnormalised):
         return replace(super().static(), noise=None)
 
     def problem(self, rng_key: Array, model: Callable, guide: Callable | None, data: Data) -> NCEProblem:
-        problem, support = self.pose(NCEProblem, rng_key, model, data)
+        problem, support = self.pose(self.problem_class(), rng_key, model, data)
         problem = replace(problem, noise=build_noise(problem, self.noise, support, "NCE"))
         assert isinstance(problem, NCEProblem)
         if self.exact:
@@ -75,6 +75,9 @@ class NCE(Unnormalised):
         if self.learn_constant:
             problem = problem.learn_constant(_first_constant(problem, fresh_key(rng_key)))  # type: ignore[assignment]
         return problem
+
+    def problem_class(self) -> type[NCEProblem]:
+        return NCEProblem
 
 
 @eqx.filter_jit
@@ -107,13 +110,16 @@ class NCEProblem(UnnormalisedProblem):
         y = self.draws
         if y is None:
             y = self.noise.draw(draw_key if draw_key is not None else random.key(0), options.ratio, x.shape[0])
-        constant = params[LOG_Z] if self.learns_constant else 0.0
-        shift = constant + jnp.log(float(options.ratio))
         rows = x.reshape(1, x.shape[0], *self.event)
-        of_data = log_density(x) - self.noise.log_prob(rows)[0] - shift
-        of_noise = self.at(log_density, x, y.reshape(*y.shape[:2], -1)) - self.noise.log_prob(y) - shift
-        value = jax.nn.softplus(-of_data) + jnp.sum(jax.nn.softplus(of_noise), axis=0)
-        return -scale * value, jnp.zeros(()), jnp.zeros(())
+        of_data = log_density(x) - self.noise.log_prob(rows)[0]
+        of_noise = self.at(log_density, x, y.reshape(*y.shape[:2], -1)) - self.noise.log_prob(y)
+        return -scale * self.losses(params, of_data, of_noise), jnp.zeros(()), jnp.zeros(())
+
+    def losses(self, params: Params, of_data: Array, of_noise: Array) -> Array:
+        """Of every unit, from log p̃/p_noise at the data ``(n,)`` and at the noise ``(ratio, n)``."""
+        options: Any = self.options
+        shift = jnp.log(float(options.ratio)) + (params[LOG_Z] if self.learns_constant else 0.0)
+        return jax.nn.softplus(shift - of_data) + jnp.sum(jax.nn.softplus(of_noise - shift), axis=0)
 
     def remarks(self, params: Params) -> list[str]:
         """Whether noise and model overlap at the end."""

@@ -11,7 +11,7 @@ from scipy import special, stats
 import estimax
 from estimax import models
 from estimax.estimators import NCE, ScoreMatching
-from estimax.models import directional, energy_network, exponential_family, ising, toys_2d
+from estimax.models import counts, directional, energy_network, event_embedding, exponential_family, ising, toys_2d
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -110,6 +110,28 @@ def test_ising_draws_and_constant():
     np.testing.assert_allclose(log_density(ising.ising, {"x": s}, params), energy, rtol=1e-5, atol=1e-5)
 
 
+def test_counts():
+    """Independent Poisson where nothing ties the counts; NCE within 4 s.e. of the truth, its constant of the sum."""
+    rates = np.array([1.5, 3.0])
+    np.testing.assert_allclose(counts.log_normalizer(np.zeros(2), np.log(rates), [0.0]), rates.sum(), rtol=1e-5)
+    data, truth = counts.data(), counts.truth()
+    result = fit(counts.model, NCE(ratio=20), data)
+    within(result, truth, 4)
+    exact = counts.log_normalizer(*(result.params[k] for k in ("theta", "diagonal", "upper")))
+    assert abs(result.params["log_z"] - exact) < 4 * result.summary().loc["log_z", "std_err"]
+
+
+def test_event_embedding():
+    """The fit ranks events of one group above events at random, which are new to it, as the simulation has them."""
+    data = event_embedding.data()
+    result = fit(event_embedding.model, NCE(ratio=5, l2={"v": 1.0}), data, optimizer="lbfgs")
+    x = np.random.default_rng(7).integers(0, event_embedding.NUM_ENTITIES, (4000, 3))
+    groups = event_embedding.group(x)
+    same = (groups == groups[:, :1]).all(1)
+    score = np.asarray(event_embedding.log_density(x, *(result.params[k] for k in ("v", "w", "b"))))
+    assert stats.mannwhitneyu(score[same], score[~same]).statistic / (same.sum() * (~same).sum()) > 0.97
+
+
 @pytest.mark.slow
 def test_energy_network_learns_the_score():
     """After 600 steps of denoising its score explains most of the toy's own, which is known."""
@@ -132,7 +154,7 @@ def test_energy_network_learns_the_score():
 
 def test_they_are_on_the_shelf():
     names = {"von_mises_fisher", "bingham", "polynomial", "gaussian_graphical", "truncated_normal", "ising",
-             "rbm_digits", "energy_two_moons"}  # fmt: skip
+             "rbm_digits", "energy_two_moons", "count_graph", "event_embedding"}  # fmt: skip
     assert names <= set(models.names())
     for name in names - {"rbm_digits", "gaussian_graphical"}:
         entry = models.get(name)
