@@ -70,6 +70,8 @@ class Noise(eqx.Module):
         n = self.shape[0] if n is None else n
         if self.argument is None:
             return self.law.sample(rng_key, (blocks, n)).reshape(blocks, n, *self.shape[1:]).astype(self.kind)
+        if n != self.shape[0]:
+            raise ValueError("noise from a fitted model comes for all units at once: not together with subsample=True")
         problem, params = self.law
         keys = random.split(rng_key, blocks)
         drawn = jax.vmap(lambda key: next(iter(problem.simulate(params, key).values())))(keys)

@@ -116,8 +116,8 @@ def sample():
     return np.random.default_rng(3).normal(1.0, 0.7, 400)
 
 
-def test_noise_of_every_kind(sample):
-    """A distribution, a fitted model, and the default: all agree with the MLE within 4 of their standard errors."""
+def test_noise_that_is_fitted(sample):
+    """A fitted model, and the default: both agree with the MLE within 4 of their standard errors."""
 
     def normal(x):
         mu = numpyro.param("mu", 0.0)
@@ -127,7 +127,7 @@ def test_noise_of_every_kind(sample):
 
     fitted = fit(normal, MLE(), sample)
     expected = {"eta": sample.mean() / sample.var(), "k": 1 / sample.var()}
-    for noise in (None, dist.StudentT(3.0, 1.0, 1.0), fitted):
+    for noise in (None, fitted):
         result = fit(gaussian, NCE(noise, 10), sample)
         table = result.summary()
         for name, value in expected.items():

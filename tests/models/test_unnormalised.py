@@ -121,10 +121,13 @@ def test_counts():
     assert abs(result.params["log_z"] - exact) < 4 * result.summary().loc["log_z", "std_err"]
 
 
+@pytest.mark.slow
 def test_event_embedding():
     """The fit ranks events of one group above events at random, which are new to it, as the simulation has them."""
     data = event_embedding.data()
-    result = fit(event_embedding.model, NCE(ratio=5, l2={"v": 1.0}), data, optimizer="lbfgs")
+    result = fit(
+        event_embedding.model, NCE(ratio=5, l2={"v": 1.0}), data, optimizer="adam", num_steps=400, learning_rate=0.03
+    )
     x = np.random.default_rng(7).integers(0, event_embedding.NUM_ENTITIES, (4000, 3))
     groups = event_embedding.group(x)
     same = (groups == groups[:, :1]).all(1)
