@@ -57,6 +57,11 @@ class Matching(Estimator):
     def problem(self, rng_key: Array, model: Callable, guide: Callable | None, data: Data) -> MatchingProblem:
         key_create, key_prepare = random.split(rng_key)
         problem: MatchingProblem = MatchingProblem.create(MAP(subsample=True), key_create, model, data)  # type: ignore[assignment]
+        if problem.roles.enumerated:
+            raise ValueError(
+                f"{type(self).__name__} cannot sum out {problem.roles.enumerated[0].name!r}: its loss is no "
+                "likelihood. Make the discrete site data (observed, or an input of the network), or take MLE"
+            )
         total = inspect(MAP(), model, dict(data))[0].num_units
         problem = replace(problem, matching=self, total=total)
         sites = problem.matched_sites()

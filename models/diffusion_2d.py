@@ -73,6 +73,6 @@ MODEL = Model(
     model=model,
     data=data,
     held_out=held_out,
-    num_steps=10_000,
+    num_steps=5000,
     learning_rate=0.003,
 )

@@ -63,7 +63,7 @@ class FlowDensity(Distribution):
                              "floats and spread them by uniform noise of one step (dequantise) first")  # fmt: skip
         if x.shape[x.ndim - self.event_dim :] != self.event_shape:
             raise ValueError(f"the flow is over arrays of shape {self.event_shape}, got data of {x.shape}")
-        return x
+        return x.astype(jnp.promote_types(x.dtype, jnp.result_type(float)))  # that of the network's parameters
 
     def log_prob(self, value: Array) -> Array:
         return self.flow.log_prob(self.checked(value))

@@ -91,11 +91,11 @@ class Transport(Distribution):
 
     def from_base(self, z: Array) -> Array:
         """The data to which draws z of the base are carried, and of its shape."""
-        return self._carry(z, self.t_base, self.t_data)
+        return self.carry(z, self.t_base, self.t_data)
 
     def to_base(self, x: Array) -> Array:
         """The draws of the base that are carried to the data x."""
-        return self._carry(self.checked(x), self.t_data, self.t_base)
+        return self.carry(self.checked(x), self.t_data, self.t_base)
 
     def log_prob(self, value: Array) -> Array:
         """Log-density in nats, ``(*batch,)``, by the change of volume along the path (Neural Ordinary Differential
@@ -125,7 +125,7 @@ class Transport(Distribution):
             )
         if x.shape[x.ndim - self.event_dim :] != self.event_shape:
             raise ValueError(f"{type(self).__name__} is over arrays of shape {self.event_shape}, got data of {x.shape}")
-        return x
+        return x.astype(jnp.promote_types(x.dtype, jnp.result_type(float)))  # that of the network's parameters
 
     def _each(self, function: Callable, x: Array, t: Any) -> Array:
         """A function of one x and t at every element of the batch."""
@@ -135,7 +135,8 @@ class Transport(Distribution):
         out = jax.vmap(function)(x.reshape(-1, *self.event_shape), times)
         return out.reshape(*batch, *out.shape[1:])
 
-    def _carry(self, x: Array, start: float, stop: float) -> Array:
+    def carry(self, x: Array, start: float, stop: float) -> Array:
+        """Where x at time `start` is at time `stop`, of its shape."""
         flat = x.reshape(-1, *self.event_shape)
         return jax.vmap(lambda one: self._solve(one, start, stop, None)[0])(flat).reshape(x.shape)
 
@@ -159,9 +160,12 @@ class Transport(Distribution):
             along = jax.vmap(lambda v: jnp.vdot(v, slope(v.reshape(x.shape))))(probes)
             return velocity, jnp.sum(along)
 
+        # exact losses are solved in double precision, by second derivatives: these only the direct adjoint has, which
+        # takes four times as long for a gradient
+        adjoint = diffrax.DirectAdjoint if x.dtype == jnp.float64 else diffrax.RecursiveCheckpointAdjoint
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(field), diffrax.Tsit5(), t0=start, t1=stop, dt0=None,
-            y0=(x, jnp.zeros((), x.dtype)), max_steps=MAX_STEPS, throw=False,
+            y0=(x, jnp.zeros((), x.dtype)), max_steps=MAX_STEPS, adjoint=adjoint(), throw=False,
             stepsize_controller=diffrax.PIDController(rtol=self.rtol, atol=self.atol),
         )  # fmt: skip
         # a solver that gave up has no answer: NaN, which the fit names, rather than a wrong number

@@ -293,6 +293,14 @@ def normal_model(x):
     numpyro.sample("x", dist.Normal(m, 1), obs=x)
 
 
+def with_classes(x):
+    m = numpyro.param("m", jnp.zeros(2))
+    with numpyro.plate("data", len(x)):
+        z = numpyro.sample("z", dist.Bernoulli(0.5))
+        numpyro.sample("x", dist.Normal(m[z], 1), obs=x[:, 0])
+        numpyro.sample("y", Diffusion(lambda x, t: m - x, VP(), 2), obs=x)
+
+
 def two_dimensional(x):
     m = numpyro.param("m", jnp.zeros(2))
     numpyro.sample("x", Diffusion(lambda x, t: m - x, VP(), 2), obs=x)
@@ -309,6 +317,7 @@ def two_dimensional(x):
         (lambda: TargetScoreMatching(), "needs log_density"),
         (lambda: TIWDSM(), "needs log_ratio"),
         (lambda: estimax.fit(normal_model, DenoisingScoreMatching(), {"x": X}), "'x' is Normal.*take ScoreMatching"),
+        (lambda: estimax.fit(with_classes, DenoisingScoreMatching(), {"x": np.zeros((5, 2))}), "cannot sum out 'z'"),
         (lambda: estimax.fit(two_dimensional, DenoisingScoreMatching(), {"x": np.zeros((5, 3))}),
          "observes shape \\(5, 3\\)"),
         (lambda: estimax.fit(two_dimensional, DenoisingScoreMatching(), {"x": np.zeros((5, 1))}),

@@ -123,6 +123,21 @@ def test_denoising_moments_are_the_posterior_of_the_clean_datum():
     np.testing.assert_allclose(cov, np.broadcast_to(COV - a * gain @ COV, cov.shape), rtol=1e-3, atol=1e-4)
 
 
+def test_calibration_takes_a_mean_error_off_the_score():
+    """A score with a constant error, in units of the noise: what is left is within 4 standard errors of the mean."""
+    process = VP()
+    exact = gaussian(process)
+    error = jnp.array([0.3, -0.2])
+    wrong = Diffusion(lambda x, t: exact._score(x, t) + error / process.sigma(t), process, 2, predicts="score")
+    n = 4000
+    data = np.random.default_rng(1).multivariate_normal(MEAN, COV, n).astype(np.float32)
+    right = wrong.calibrated(data, random.key(0), num_levels=8)
+    for t in np.linspace(process.t_min, 1, 8)[[1, 4, 7]]:
+        left = process.sigma(t) * (right.score(X.astype(np.float32), t) - exact.score(X.astype(np.float32), t))
+        np.testing.assert_allclose(left, np.tile(left[:1], (6, 1)), atol=1e-4)  # a constant
+        assert np.abs(left).max() < 4 / np.sqrt(n)  # σ s has variance at most 1
+
+
 def test_langevin_keeps_the_shares_of_modes_when_started_at_the_data():
     """Two far modes of shares 0.3 and 0.7: from the data both keep theirs, from one mode the other is not found."""
     process, n = VE(0.05, 20.0), 2000
@@ -159,6 +174,14 @@ def test_flow_with_the_exact_velocity_has_the_gaussian_density_and_draws():
     np.testing.assert_allclose(flow.from_base(flow.to_base(x)), x, atol=1e-4)
     draws = np.asarray(flow.sample(random.key(0), (8_000,)))
     np.testing.assert_array_less(np.abs(draws.mean(0) - MEAN), 4 * np.array([0.5, 2.0]) / np.sqrt(8_000))
+
+
+def test_second_derivatives_pass_through_the_equation_in_double_precision(x64):
+    """Of the log-density of N(m, 1) in m, data in single precision: x − m and −1."""
+    log_prob = lambda m: Flow(lambda x, t: m, 1).log_prob(X[:1, :1].astype(np.float32))[0]  # noqa: E731
+    m = jnp.array([0.4])
+    np.testing.assert_allclose(jax.grad(log_prob)(m), X[0, :1] - m, rtol=1e-5)
+    np.testing.assert_allclose(jax.hessian(log_prob)(m), [[-1.0]], rtol=1e-5)
 
 
 def test_interpolant_draws_with_noise_on_the_way():
