@@ -23,7 +23,20 @@ from .family import (
     Renyi,
 )
 from .flow_matching import ConditionalFlowMatching, StochasticInterpolant
-from .gp import SVGP, CoresetGP, GPEvidence, IterativeGP, LeaveOneOut, NonConjugateGP, SparseGP, StateSpaceGP
+from .gp import (
+    SVGP,
+    CoresetGP,
+    GPEvidence,
+    IterativeGP,
+    LeaveOneOut,
+    LogME,
+    MultiTaskGP,
+    NonConjugateGP,
+    SparseGP,
+    StateSpaceGP,
+    condition_linear,
+    log_me,
+)
 from .guides import WhitenedNormal
 from .laplace import Laplace
 from .likelihood import MAP, MLE
@@ -85,9 +98,11 @@ __all__ = [
     "Laplace",
     "LeaveOneOut",
     "LocationInterval",
+    "LogME",
     "LogNormalizer",
     "LogWeight",
     "Mixture",
+    "MultiTaskGP",
     "NonConjugateGP",
     "Objective",
     "Posterior",
@@ -102,6 +117,8 @@ __all__ = [
     "TargetScoreMatching",
     "UnbiasedCD",
     "WhitenedNormal",
+    "condition_linear",
+    "log_me",
     "log_normalizer",
     "smoothed_interval",
 ]

@@ -3,6 +3,8 @@
 from .coreset import CoresetGP
 from .evidence import GPEvidence, LeaveOneOut
 from .iterative import IterativeGP
+from .linear import LogME, condition_linear, log_me
+from .multi_task import MultiTaskGP
 from .nonconjugate import NonConjugateGP
 from .sparse import SparseGP
 from .state_space import StateSpaceGP
@@ -14,7 +16,11 @@ __all__ = [
     "GPEvidence",
     "IterativeGP",
     "LeaveOneOut",
+    "LogME",
+    "MultiTaskGP",
     "NonConjugateGP",
     "SparseGP",
     "StateSpaceGP",
+    "condition_linear",
+    "log_me",
 ]
