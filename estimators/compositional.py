@@ -53,7 +53,7 @@ class CompositionalMLE(Unnormalised):
         return False
 
     def static(self) -> CompositionalMLE:
-        return replace(super().static(), noise=None)
+        return replace(super().static(), noise=None)  # type: ignore[call-arg, return-value]
 
     def problem(self, rng_key: Array, model: Callable, guide: Callable | None, data: Data) -> CompositionalProblem:
         problem, support = self.pose(CompositionalProblem, rng_key, model, data)
@@ -66,7 +66,7 @@ class CompositionalMLE(Unnormalised):
             "y": jnp.zeros(size, problem.rows.dtype),
             "key": random.key(0),
         }
-        return replace(problem, noise=noise, memory=memory)  # type: ignore[return-value]
+        return replace(problem, noise=noise, memory=memory)  # type: ignore[call-arg, return-value]
 
 
 class CompositionalProblem(UnnormalisedProblem):

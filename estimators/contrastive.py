@@ -114,7 +114,8 @@ class ContrastiveProblem(UnnormalisedProblem):
     """Σ_i w_i [log p̃(y_i) − log p̃(x_i)], y_i the chains in its memory."""
 
     kernel: str = eqx.field(static=True, default="langevin")
-    spread: Array | None = None
+    spread: Array = eqx.field(default_factory=lambda: jnp.ones(()))
+    """Standard deviation of the data by coordinate, where they are real."""
     values: Array | None = None
 
     @property

@@ -66,7 +66,7 @@ class DDO(NCE):
 
 def _alike(a: Any, b: Any) -> bool:
     shapes = lambda tree: [jnp.shape(x) for x in jax.tree.leaves(tree)]  # noqa: E731
-    return jax.tree.structure(a) == jax.tree.structure(b) and shapes(a) == shapes(b)
+    return bool(jax.tree.structure(a) == jax.tree.structure(b)) and shapes(a) == shapes(b)  # type: ignore[operator]
 
 
 class DDOProblem(NCEProblem):

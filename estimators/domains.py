@@ -34,8 +34,9 @@ class Domain(eqx.Module):
 
     def weight(self, x: Array) -> Array | None:
         """The diagonal of A, ``(n, D)``; None for the identity and for the sphere."""
-        if callable(self.kind):
-            return jnp.broadcast_to(jax.vmap(lambda row: jnp.broadcast_to(self.kind(row), row.shape))(x), x.shape)
+        kind = self.kind
+        if not isinstance(kind, str):
+            return jax.vmap(lambda row: jnp.broadcast_to(kind(row), row.shape))(x)
         if self.kind == "nonnegative":
             return (x - self.lower) ** 2
         if self.kind == "boundary":

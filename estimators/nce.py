@@ -64,16 +64,16 @@ class NCE(Unnormalised):
         return not self.redraw and not self.subsample
 
     def static(self) -> NCE:
-        return replace(super().static(), noise=None)
+        return replace(super().static(), noise=None)  # type: ignore[call-arg, return-value]
 
     def problem(self, rng_key: Array, model: Callable, guide: Callable | None, data: Data) -> NCEProblem:
         problem, support = self.pose(self.problem_class(), rng_key, model, data)
-        problem = replace(problem, noise=build_noise(problem, self.noise, support, "NCE"))
         assert isinstance(problem, NCEProblem)
+        problem = replace(problem, noise=build_noise(problem, self.noise, support, type(self).__name__))
         if self.exact:
             problem = replace(problem, draws=problem.noise.draw(fresh_key(rng_key), self.ratio))
         if self.learn_constant:
-            problem = problem.learn_constant(_first_constant(problem, fresh_key(rng_key)))  # type: ignore[assignment]
+            return problem.learn_constant(_first_constant(problem, fresh_key(rng_key)))  # type: ignore[return-value]
         return problem
 
     def problem_class(self) -> type[NCEProblem]:
@@ -172,8 +172,8 @@ class ConditionalNCE(Unnormalised):
         else:
             problem = replace(problem, values=jnp.asarray(seen_values(x, "ConditionalNCE")))
         if self.exact:
-            x, _, _ = problem.density(problem.params, problem.data)
-            problem = replace(problem, draws=problem.copies(x, fresh_key(rng_key)))
+            rows = problem.density(problem.params, problem.data)[0]
+            problem = replace(problem, draws=problem.copies(rows, fresh_key(rng_key)))
         return problem
 
 

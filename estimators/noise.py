@@ -83,9 +83,10 @@ class Noise(eqx.Module):
             value = self.law.log_prob(y)
             return jnp.sum(value.reshape(*y.shape[:2], -1), axis=-1)
         problem, params = self.law
+        argument = self.argument
         return jax.vmap(
             lambda one: LikelihoodProblem.terms(
-                problem, params, {**problem.data, self.argument: one.reshape(problem.data[self.argument].shape)}
+                problem, params, {**problem.data, argument: one.reshape(problem.data[argument].shape)}
             )[0]
         )(y)
 

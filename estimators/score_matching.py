@@ -271,12 +271,12 @@ class ScoreMatchingProblem(PointwiseProblem):
     def deterministic(self) -> bool:
         return not self.options.redraw and self.plate is None  # type: ignore[attr-defined]
 
-    def draw(self, rng_key: Array, shape: tuple[int, int]) -> Array:
-        shape = (self.options.num_directions, *shape)  # type: ignore[attr-defined]
+    def draw(self, rng_key: Array, shape: tuple[int, ...]) -> Array:
+        full = (self.options.num_directions, *shape)  # type: ignore[attr-defined]
         kind = self.data[self.argument].dtype
         if self.options.variant == "sliced":  # type: ignore[attr-defined]
-            return random.rademacher(rng_key, shape, kind)
-        return random.normal(rng_key, shape, kind)
+            return random.rademacher(rng_key, full, kind)
+        return random.normal(rng_key, full, kind)
 
     def score(self, log_density: Callable, x: Array) -> Array:
         """∇_x log p of every unit, ``(n, D)``."""

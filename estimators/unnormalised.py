@@ -126,9 +126,9 @@ class UnnormalisedProblem(PointwiseProblem):
 
     def remarks_on(self, log_w: Array) -> list[str]:
         """What log p̃/p_noise of draws of noise says of the normaliser."""
-        log_w = np.ravel(np.asarray(log_w, np.float64))
-        top = log_w.max()
-        w = np.exp(log_w - top) if np.isfinite(top) else np.zeros_like(log_w)
+        values = np.ravel(np.asarray(log_w, np.float64))
+        top = values.max()
+        w = np.exp(values - top) if np.isfinite(top) else np.zeros_like(values)
         ess = w.sum() ** 2 / max(np.sum(w**2), 1e-300)
         if ess >= FEW_DRAWS or len(w) < 10 * FEW_DRAWS:
             return []

@@ -51,7 +51,7 @@ def polynomial(x: ArrayLike) -> None:
 
 def _energy(theta: ArrayLike, quartic: ArrayLike, x: np.ndarray) -> np.ndarray:
     theta = np.asarray(theta, np.float64)
-    return theta[0] * x + theta[1] * x**2 + theta[2] * x**3 - float(quartic) * x**4
+    return theta[0] * x + theta[1] * x**2 + theta[2] * x**3 - np.asarray(quartic, np.float64) * x**4
 
 
 GRID = np.linspace(-6.0, 6.0, 20_001)

@@ -332,7 +332,7 @@ REALS = np.linspace(-1.0, 2.0, 12)
          "these are discrete"),
         (lambda t, x, y: numpyro.sample("x", dist.Laplace(t, 1.0), obs=x), {"x": REALS}, ValueError,
          "not twice differentiable"),
-        (lambda t, x, y: numpyro.factor("e", -jnp.sqrt(t + x - 0.6)), {"x": REALS}, FloatingPointError,
+        (lambda t, x, y: numpyro.factor("e", -t * jnp.sqrt(x - 5.0)), {"x": REALS}, FloatingPointError,
          "site 'e' is not finite"),
         (lambda t, x, y: numpyro.factor("e", -t * x**2 * y), {"x": REALS, "y": REALS}, ValueError,
          "several data arguments"),
