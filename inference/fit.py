@@ -62,10 +62,11 @@ def fit(
             work; else an AutoGuide class or instance, or a guide function of the model's arguments.
         start: "laplace", "pathfinder", "prior", a dict of values of latent sites, or a `Start` of another fit.
         optimizer: for exact losses (MLE, MAP, Laplace) "newton", "lbfgs" or, for mixtures, the one after the other,
-            "lbfgs_newton", in double precision; None takes what suits: Newton up to 300 parameters. For EM "squarem" (accelerated; None) or "em" (plain); under penalties with kinks
-            "proximal_newton" (None, up to 300 parameters) or "fista". Else, and for exact losses too, an optax
-            transformation, an optimizer of numpyro.optim, or the name of one of optax ("adam", "rmsprop", "sgd", ...)
-            with a cosine schedule; None is "adam".
+            "lbfgs_newton", in double precision; None takes what suits: Newton up to 300 parameters. For EM "squarem"
+            (accelerated; None) or "em" (plain); under penalties with kinks "proximal_newton" (None, up to 300
+            parameters) or "fista". Else, and for exact losses too, an optax transformation, an optimizer of
+            numpyro.optim, or the name of one of optax ("adam", "rmsprop", "sgd", ...) with a cosine schedule; None is
+            "adam".
         learning_rate: initial step size of a named optimizer; None is 0.02 with the default guide, else 0.01.
         num_steps: of the optimiser.
         seed, rng_key: the same seed gives the same answer; `rng_key` takes precedence.
