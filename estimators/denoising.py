@@ -131,8 +131,10 @@ class TargetScoreMatching(DenoisingScoreMatching):
 
     def clean_score(self, x: Array, event_dim: int) -> Array:
         """∇log p of every datum, of the shape of x."""
+        log_density = self.log_density
+        assert log_density is not None
         event = x.shape[x.ndim - event_dim :]
-        score = jax.vmap(jax.grad(lambda one: jnp.reshape(self.log_density(one), ())))(x.reshape(-1, *event))
+        score = jax.vmap(jax.grad(lambda one: jnp.reshape(log_density(one), ())))(x.reshape(-1, *event))
         return score.reshape(x.shape)
 
     def prepare(self, fn: Any, x: Array, rng_key: Array) -> dict[str, Array]:
@@ -199,6 +201,8 @@ class TIWDSM(DenoisingScoreMatching):
             raise ValueError(f"TIWDSM needs log_ratio, a function of a noisy datum and t, got {self.log_ratio!r}")
 
     def correction(self, fn: Any, noisy: Array, t: Array) -> tuple[Array, Array]:
-        ratio = jax.value_and_grad(lambda one, t: jnp.reshape(self.log_ratio(one, t), ()))
+        log_ratio = self.log_ratio
+        assert log_ratio is not None
+        ratio = jax.value_and_grad(lambda one, t: jnp.reshape(log_ratio(one, t), ()))
         log_w, slope = jax.vmap(ratio)(noisy.reshape(-1, *fn.event_shape), t.reshape(-1))
         return jnp.exp(log_w).reshape(t.shape), slope.reshape(noisy.shape)

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax, random
+from jax.typing import ArrayLike
 from numpyro.distributions import Normal
 
 from .noise_process import NoiseProcess
@@ -87,15 +88,15 @@ class Diffusion(Transport):
     def _denoise(self, x: Array, t: Array) -> Array:
         return (x + self.process.sigma(t) ** 2 * self._score(x, t)) / self.process.alpha(t)
 
-    def score(self, x: Array, t: Array) -> Array:
+    def score(self, x: Array, t: ArrayLike) -> Array:
         """∇ log p_t(x), of the shape of x."""
         return self._each(self._score, x, t)
 
-    def denoise(self, x: Array, t: Array) -> Array:
+    def denoise(self, x: Array, t: ArrayLike) -> Array:
         """E[x_0 | x_t = x] by Tweedie's formula, of the shape of x."""
         return self._each(self._denoise, x, t)
 
-    def denoising_covariance(self, x: Array, t: Array) -> Array:
+    def denoising_covariance(self, x: Array, t: ArrayLike) -> Array:
         """Cov[x_0 | x_t = x] = (σ²/α) ∂E[x_0 | x]/∂x, flattened to ``(*batch, d, d)``: Tweedie's formula again."""
 
         def one(x: Array, t: Array) -> Array:
@@ -176,8 +177,10 @@ class Diffusion(Transport):
             mean, pull = jax.vjp(flat, x)
             rows = jax.vmap(lambda v: pull(v)[0].reshape(-1))(jnp.eye(len(y), dtype=x.dtype))  # A ∂x̂_0/∂x
             spread = self.process.sigma(t) ** 2 / self.process.alpha(t) * rows @ operator.T
-            spread = 0.5 * (spread + spread.T) + noise_sd**2 * jnp.eye(len(y), dtype=x.dtype)
-            return (rows.T @ jnp.linalg.solve(spread, y - mean)).reshape(x.shape)
+            # a covariance has no negative eigenvalues, that of a network's derivative may
+            values, vectors = jnp.linalg.eigh(0.5 * (spread + spread.T))
+            inverse = 1 / (jnp.maximum(values, 0) + noise_sd**2)
+            return (rows.T @ (vectors @ (inverse * (vectors.T @ (y - mean))))).reshape(x.shape)
 
         return self.sample_guided(key, sample_shape, guidance)
 

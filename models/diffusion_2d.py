@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 from jax import Array
+from jax.typing import ArrayLike
 
 from .diffusion import Diffusion
 from .noise_process import VP
@@ -33,14 +34,14 @@ def draw(n: int, seed: int = 0) -> np.ndarray:
     return (CENTRES[rng.choice(4, n, p=WEIGHTS)] + SD * rng.normal(size=(n, 2))).astype(np.float32)
 
 
-def log_density(x: Array, t: Array = PROCESS.t_min) -> Array:
+def log_density(x: Array, t: ArrayLike = PROCESS.t_min) -> Array:
     """log p_t(x) in nats of x_t = α(t) x_0 + σ(t) ε, ``(...,)`` for x ``(..., 2)``."""
     alpha, variance = PROCESS.alpha(t), (PROCESS.alpha(t) * SD) ** 2 + PROCESS.sigma(t) ** 2
     square = jnp.sum((x[..., None, :] - alpha * CENTRES) ** 2, -1)
     return jax.nn.logsumexp(jnp.log(WEIGHTS) - square / (2 * variance), -1) - jnp.log(2 * jnp.pi * variance)
 
 
-def score(x: Array, t: Array = PROCESS.t_min) -> Array:
+def score(x: Array, t: ArrayLike = PROCESS.t_min) -> Array:
     """∇ log p_t(x), of the shape of x."""
     return jax.grad(lambda x: jnp.sum(log_density(x, t)))(x)
 

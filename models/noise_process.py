@@ -9,11 +9,13 @@ same.
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 __all__ = ["VE", "VP", "NoiseProcess", "SubVP"]
 
@@ -28,30 +30,30 @@ class NoiseProcess(abc.ABC):
         """The earliest time. Above 0 where σ(0) = 0: without noise the score of a thin set is infinite."""
 
     @abc.abstractmethod
-    def alpha(self, t: Array) -> Array:
+    def alpha(self, t: ArrayLike) -> Array:
         """α(t), the share of the data that is left."""
 
     @abc.abstractmethod
-    def sigma(self, t: Array) -> Array:
+    def sigma(self, t: ArrayLike) -> Array:
         """σ(t), the standard deviation of the noise."""
 
     @abc.abstractmethod
-    def time(self, log_snr: Array) -> Array:
+    def time(self, log_snr: ArrayLike) -> Array:
         """The time of a log signal-to-noise ratio: the inverse of `log_snr`."""
 
-    def log_snr(self, t: Array) -> Array:
+    def log_snr(self, t: ArrayLike) -> Array:
         """log(α²/σ²), falling in t."""
         return 2 * (jnp.log(self.alpha(t)) - jnp.log(self.sigma(t)))
 
-    def drift(self, t: Array) -> Array:
+    def drift(self, t: ArrayLike) -> Array:
         """f(t) of dx = f(t) x dt + g(t) dW."""
         return _derivative(lambda s: jnp.log(self.alpha(s)), t)
 
-    def diffusion(self, t: Array) -> Array:
+    def diffusion(self, t: ArrayLike) -> Array:
         """g(t) of dx = f(t) x dt + g(t) dW."""
         return self.sigma(t) * jnp.sqrt(-_derivative(self.log_snr, t))
 
-    def transition(self, s: Array, t: Array) -> tuple[Array, Array]:
+    def transition(self, s: ArrayLike, t: ArrayLike) -> tuple[Array, Array]:
         """Scale a and standard deviation b of x_t | x_s ~ N(a x_s, b² I), for s ≤ t."""
         scale = self.alpha(t) / self.alpha(s)
         # σ_t² − a² σ_s² = σ_t² (1 − SNR_t/SNR_s), without the difference of near numbers
@@ -59,7 +61,7 @@ class NoiseProcess(abc.ABC):
         return scale, self.sigma(t) * jnp.sqrt(share)
 
 
-def _derivative(fn, t: Array) -> Array:
+def _derivative(fn: Callable, t: ArrayLike) -> Array:
     t = jnp.asarray(t, jnp.result_type(float))
     return jax.jvp(fn, (t,), (jnp.ones_like(t),))[1]
 
@@ -86,14 +88,14 @@ class VE(NoiseProcess):
     def t_min(self) -> float:
         return 0.0
 
-    def alpha(self, t: Array) -> Array:
+    def alpha(self, t: ArrayLike) -> Array:
         return jnp.ones_like(jnp.asarray(t, jnp.result_type(float)))
 
-    def sigma(self, t: Array) -> Array:
+    def sigma(self, t: ArrayLike) -> Array:
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** jnp.asarray(t, jnp.result_type(float))
 
-    def time(self, log_snr: Array) -> Array:
-        return (-0.5 * log_snr - jnp.log(self.sigma_min)) / jnp.log(self.sigma_max / self.sigma_min)
+    def time(self, log_snr: ArrayLike) -> Array:
+        return (-0.5 * jnp.asarray(log_snr) - jnp.log(self.sigma_min)) / jnp.log(self.sigma_max / self.sigma_min)
 
 
 @dataclass(frozen=True)
@@ -127,23 +129,24 @@ class VP(NoiseProcess):
     def t_min(self) -> float:
         return self.earliest
 
-    def spent(self, t: Array) -> Array:
+    def spent(self, t: ArrayLike) -> Array:
         """∫β from 0 to t."""
         t = jnp.asarray(t, jnp.result_type(float))
         return t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
 
-    def alpha(self, t: Array) -> Array:
+    def alpha(self, t: ArrayLike) -> Array:
         return jnp.exp(-0.5 * self.spent(t))
 
-    def sigma(self, t: Array) -> Array:
+    def sigma(self, t: ArrayLike) -> Array:
         return jnp.sqrt(-jnp.expm1(-self.spent(t)))
 
-    def time(self, log_snr: Array) -> Array:
-        return self._when(jax.nn.softplus(-log_snr))
+    def time(self, log_snr: ArrayLike) -> Array:
+        return self._when(jax.nn.softplus(-jnp.asarray(log_snr)))
 
-    def _when(self, spent: Array) -> Array:
+    def _when(self, spent: ArrayLike) -> Array:
         """The inverse of `spent`, in a form that is stable for small values and equal rates."""
         slope = self.beta_max - self.beta_min
+        spent = jnp.asarray(spent)
         return 2 * spent / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2 * slope * spent))
 
 
@@ -151,11 +154,11 @@ class VP(NoiseProcess):
 class SubVP(VP):
     """Sub-variance preserving: α of `VP`, σ = 1 − α²; variance below that of `VP` at every t."""
 
-    def sigma(self, t: Array) -> Array:
+    def sigma(self, t: ArrayLike) -> Array:
         return -jnp.expm1(-self.spent(t))
 
-    def time(self, log_snr: Array) -> Array:
+    def time(self, log_snr: ArrayLike) -> Array:
         # r = α/σ: r α² + α − r = 0
-        inverse = jnp.exp(-0.5 * log_snr)
+        inverse = jnp.exp(-0.5 * jnp.asarray(log_snr))
         alpha = 2 / (inverse + jnp.sqrt(inverse**2 + 4))
         return self._when(-2 * jnp.log(alpha))

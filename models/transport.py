@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 from jax import Array, lax, random
+from jax.typing import ArrayLike
 from numpyro import handlers
 from numpyro.distributions import Distribution, Normal, constraints
 
@@ -44,8 +45,8 @@ class Transport(Distribution):
     costly = True
     """Draws and densities solve an equation: nobody should ask for thousands of them in passing."""
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
-    pytree_data_fields = ("network", "probe_key")
-    pytree_aux_fields = ("rtol", "atol", "trace", "num_probes")
+    pytree_data_fields: tuple[str, ...] = ("network", "probe_key")
+    pytree_aux_fields: tuple[str, ...] = ("rtol", "atol", "trace", "num_probes")
     t_base: float
     t_data: float
 
@@ -78,7 +79,7 @@ class Transport(Distribution):
         """dx/dt of one x."""
         raise NotImplementedError
 
-    def velocity(self, x: Array, t: Array) -> Array:
+    def velocity(self, x: Array, t: ArrayLike) -> Array:
         """dx/dt, of the shape of x."""
         return self._each(self._velocity, x, t)
 
@@ -202,9 +203,9 @@ class Flow(Transport):
         return jnp.sqrt(2 * t * (1 - t))
 
     def _score(self, x: Array, t: Array) -> Array:
-        return -self.denoiser(x, t) / self.gamma(t)
+        return -self._denoise(x, t) / self.gamma(t)
 
-    def score(self, x: Array, t: Array) -> Array:
+    def score(self, x: Array, t: ArrayLike) -> Array:
         """∇ log p_t(x) by the denoiser, for 0 < t < 1."""
         self._needs_denoiser()
         return self._each(self._score, x, t)
@@ -223,11 +224,15 @@ class Flow(Transport):
         def move(x: Array, args: tuple[Array, Array]) -> tuple[Array, None]:
             t, key = args
             noise = jnp.sqrt(2 * diffusion * self.gamma(t) * step) * random.normal(key, x.shape, x.dtype)
-            correction = -diffusion * self._each(self.denoiser, x, t)  # ε γ s
+            correction = -diffusion * self._each(self._denoise, x, t)  # ε γ s
             return x + step * (self.velocity(x, t) + correction) + noise, None
 
         times = (jnp.arange(num_steps) + 0.5) * step
         return lax.scan(move, x, (times, random.split(key_noise, num_steps)))[0]
+
+    def _denoise(self, x: Array, t: Array) -> Array:
+        assert self.denoiser is not None
+        return self.denoiser(x, t)
 
     def _needs_denoiser(self) -> None:
         if self.denoiser is None:
