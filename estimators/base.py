@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -29,6 +29,9 @@ class Posterior(eqx.Module):
 
     The same key gives the same draws in both methods, so that weights and draws can be paired.
     """
+
+    double: ClassVar[bool] = False
+    """Whether draws of a fit in double precision are made in it too; else in the session's precision."""
 
     @abc.abstractmethod
     def sample(self, rng_key: Array, num_samples: int) -> dict[str, Array]:

@@ -63,23 +63,32 @@ def build(
     coords: Mapping[str, Any],
     dims: Mapping[str, list[str]],
     attrs: Mapping[str, Any],
+    pred_dims: Mapping[str, list[str]] | None = None,
+    pred_coords: Mapping[str, Any] | None = None,
 ) -> Any:
     """The installed ArviZ's container from groups of arrays.
 
     Args:
         groups: group name -> variable -> array; sampled groups have leading ``(chain, draw)``.
         dims: names of the dimensions after chain and draw.
+        pred_dims, pred_coords: the same for the groups of predictions.
     """
     az = arviz()
     filled = {name: dict(group) for name, group in groups.items() if group}
+    new = {} if pred_dims is None else {"pred_dims": dict(pred_dims), "pred_coords": dict(pred_coords or {})}
     if is_datatree():
-        tree = az.from_dict(filled, coords=dict(coords), dims=dict(dims))
+        tree = az.from_dict(filled, coords=dict(coords), dims=dict(dims), **new)
         for name in filled:
             tree[name].attrs.update(attrs)
         return tree
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        container = az.from_dict(**filled, coords=dict(coords), dims=dict(dims), attrs=dict(attrs))
+        # 0.x takes the dimensions of the fit for constant data of predictions: so these are a container of their own
+        own = {n: g for n, g in filled.items() if not n.startswith("predictions")}
+        container = az.from_dict(**own, coords=dict(coords), dims=dict(dims), attrs=dict(attrs))
+        if len(own) < len(filled):
+            others = {n: g for n, g in filled.items() if n not in own}
+            container.extend(az.from_dict(**others, coords=dict(pred_coords or {}), dims=dict(pred_dims or {})))
     for name in filled:
         container[name].attrs.update(attrs)
     return container

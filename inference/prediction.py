@@ -105,6 +105,18 @@ def _marginal_draws(problem: Any, params: Params, data: dict[str, Any], rng_key:
     return problem.marginal_draws(params, rng_key, data, num)
 
 
+@eqx.filter_jit
+def _pointwise(problem: Any, params: Params, functions: dict[str, Array]) -> dict[str, Array]:
+    return problem.pointwise_given(params, functions)
+
+
+def pointwise(result: FitResult, functions: dict[str, Array]) -> dict[str, np.ndarray]:
+    """log p(y_i | f_i) of draws of the functions at the fitted hyper-parameters, ``(S, n)`` by site."""
+    with result.precision():
+        found = _pointwise(result.problem, result.unconstrained, functions)
+        return {n: np.asarray(v) for n, v in found.items()}
+
+
 def predict(result: FitResult, new: Any) -> Prediction:
     """See `FitResult.predict`."""
     data = new_rows(result, new)
@@ -166,12 +178,13 @@ def new_rows(result: FitResult, new: Any) -> dict[str, Any]:
 
 def _inputs_argument(result: FitResult) -> str:
     """The argument of the model that holds the inputs of its functions."""
-    inputs = result.problem.inputs_of(result.unconstrained) if hasattr(result.problem, "inputs_of") else None
+    with result.precision():
+        inputs = result.problem.inputs_of(result.unconstrained) if hasattr(result.problem, "inputs_of") else None
     if inputs is not None and hasattr(inputs, "shape"):
         for name, value in result.data.items():
-            if hasattr(value, "shape") and np.size(value) == np.size(inputs):
-                if np.allclose(np.ravel(value), np.ravel(inputs), rtol=1e-5):
-                    return name
+            same_size = hasattr(value, "shape") and np.size(value) == np.size(inputs)
+            if same_size and np.allclose(np.ravel(value), np.ravel(inputs), rtol=1e-5):
+                return name
     raise ValueError(
         "predict cannot tell which argument of the model the new values are of: give a dict, predict({'name': values})"
     )

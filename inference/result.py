@@ -63,13 +63,21 @@ def _bucket(num_samples: int) -> int:
     return max(256, 1 << (num_samples - 1).bit_length())
 
 
+def _precision_of(tree: Any) -> Any:
+    """Context of the precision that a tree's arrays have."""
+    double = any(x.dtype == np.float64 for x in jax.tree.leaves(tree) if hasattr(x, "dtype"))
+    return jax.enable_x64(True) if double else nullcontext()
+
+
 def _sample(posterior: Posterior, rng_key: Array, num_samples: int) -> dict[str, Array]:
-    draws = _compiled_sample(posterior, rng_key, _bucket(num_samples))
-    return {name: value[:num_samples] for name, value in draws.items()}
+    with _precision_of(posterior):
+        draws = _compiled_sample(posterior, rng_key, _bucket(num_samples))
+        return {name: value[:num_samples] for name, value in draws.items()}
 
 
 def _log_weights(posterior: Posterior, rng_key: Array, num_samples: int) -> Array:
-    return _compiled_log_weights(posterior, rng_key, _bucket(num_samples))[:num_samples]
+    with _precision_of(posterior):
+        return _compiled_log_weights(posterior, rng_key, _bucket(num_samples))[:num_samples]
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,12 +122,11 @@ class FitResult:
             posterior = self.problem.posterior(self.unconstrained)
         if posterior is None:
             raise ValueError(f"{type(self.estimator).__name__} leaves no posterior to draw from")
-        return in_session_precision(posterior)
+        return posterior if posterior.double else in_session_precision(posterior)
 
     def precision(self) -> Any:
         """Context in which this fit was made: exact losses are solved in double precision."""
-        double = any(x.dtype == np.float64 for x in jax.tree.leaves(self.unconstrained) if hasattr(x, "dtype"))
-        return jax.enable_x64(True) if double else nullcontext()
+        return _precision_of(self.unconstrained)
 
     def sample(self, num_samples: int = 1000, *, seed: int = 0, resample: str | None = None) -> dict[str, Array]:
         """Posterior draws of latent and deterministic sites, each ``(num_samples, *event)``.
@@ -177,17 +184,22 @@ class FitResult:
         """
         return gradient_snr(self.problem, self.unconstrained, num_draws, num_particles, seed)
 
-    def to_arviz(self, num_samples: int = 1000, *, seed: int = 0, resample: str | None = "psis") -> Any:
+    def to_arviz(
+        self, num_samples: int = 1000, *, seed: int = 0, resample: str | None = "psis", predictions: Any = None
+    ) -> Any:
         """The installed ArviZ's container: `InferenceData` before 1.0, `DataTree` from 1.0 on.
 
         Groups: posterior, posterior_predictive, prior, prior_predictive, log_likelihood, sample_stats (``log_weight``),
         observed_data, constant_data. Groups that the model does not allow (an improper prior has no draws) are left
         out. Dimensions are named after plates. ArviZ weighs draws equally, hence the resampling; ``log_weight`` holds
         the weight that each draw had before. Draws are independent, so there is one chain.
+
+        Args:
+            predictions: new rows, as `predict` takes them: adds the groups predictions and predictions_constant_data.
         """
         from .to_arviz import to_arviz
 
-        return to_arviz(self, num_samples, seed, resample)
+        return to_arviz(self, num_samples, seed, resample, predictions)
 
     def save(self, path: str, *, num_samples: int = 1000, seed: int = 0) -> None:
         """Write one netCDF file: the groups of `to_arviz`, and in ``estimax_fit`` all that `estimax.load` needs."""

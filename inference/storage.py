@@ -70,6 +70,8 @@ def save(result: FitResult, path: str | Path, num_samples: int, seed: int) -> No
         arrays[f"param/{i}"] = np.asarray(leaf)
     for i, leaf in enumerate(jax.tree.leaves(result.problem.params)):
         arrays[f"initial/{i}"] = np.asarray(leaf)
+    for i, leaf in enumerate(jax.tree.leaves(result.problem.memory)):
+        arrays[f"memory/{i}"] = np.asarray(random.key_data(leaf) if _is_key(leaf) else leaf)
     data = _pack(result.problem.data, "data", arrays)
     with result.precision():
         sites = _site_shapes(result.problem, result.unconstrained)
@@ -156,7 +158,13 @@ def load(path: str | Path, model: Callable, *, guide: Any = None, estimator: Est
 def _restored(path: Path, meta: dict, arrays: dict, problem: Problem, estimator: Estimator, model: Callable,
               data: dict, guide: Any, start: Start | None) -> FitResult:  # fmt: skip
     unconstrained, initial = _leaves(arrays, "param/", problem.params), _leaves(arrays, "initial/", problem.params)
-    problem = dataclasses.replace(problem, params=initial).finish(unconstrained)  # type: ignore[type-var]
+    problem = dataclasses.replace(problem, params=initial)  # type: ignore[type-var]
+    if problem.memory is not None:
+        plain = jax.tree.map(lambda x: random.key_data(x) if _is_key(x) else x, problem.memory)
+        saved = _leaves(arrays, "memory/", plain)
+        as_it_was = lambda x, new: random.wrap_key_data(new) if _is_key(x) else new.astype(x.dtype)  # noqa: E731
+        problem = problem.with_memory(jax.tree.map(as_it_was, problem.memory, saved))
+    problem = problem.finish(unconstrained)
     sites = _site_shapes(problem, unconstrained)
     if sites != meta["sites"]:
         raise ValueError(f"{str(path)!r} has draws of {meta['sites']}, the model of {sites}: not the same model")
@@ -177,6 +185,10 @@ def _restored(path: Path, meta: dict, arrays: dict, problem: Problem, estimator:
         problem=problem,
         unconstrained=unconstrained,
     )
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _guide_name(guide: Any) -> str:

@@ -15,14 +15,16 @@ from ..estimators.guided import full_plates
 from . import predictive
 from .arviz_bridge import build
 from .data import check_counts
+from .prediction import pointwise
 
 if TYPE_CHECKING:
     from .result import FitResult
 
 
-def to_arviz(result: FitResult, num_samples: int, seed: int, resample: str | None) -> Any:
+def to_arviz(result: FitResult, num_samples: int, seed: int, resample: str | None, predictions: Any = None) -> Any:
     """See `FitResult.to_arviz`."""
     point = result.is_point
+    functional = hasattr(result.problem, "pointwise_given")
     log_w = None
     if point:
         draws = _point_draws(result, num_samples, seed)
@@ -40,7 +42,9 @@ def to_arviz(result: FitResult, num_samples: int, seed: int, resample: str | Non
     observed = {s.name for s in sites if s.kind == "observed"}
     groups["sample_stats"] = {} if log_w is None else {"log_weight": _chain(log_w)}
     few = {n: v[:1] for n, v in latent_draws.items()} if any(s.costly for s in sites) else latent_draws
-    if observed and (latent_draws or (point and not latent)):
+    if functional:
+        groups |= _function_groups(result, num_samples, seed, groups["posterior"], observed)
+    elif observed and (latent_draws or (point and not latent)):
         groups["posterior_predictive"] = _or_nothing(
             "posterior_predictive", lambda: predictive.predict(model, theta, few, data, keys[0])
         )
@@ -48,7 +52,8 @@ def to_arviz(result: FitResult, num_samples: int, seed: int, resample: str | Non
             groups["log_likelihood"] = {
                 n: _chain(v) for n, v in predictive.log_likelihood(model, theta, few, data).items()
             }
-    most = 1 if any(s.costly for s in sites) else 500
+    large = functional and any(np.prod(s.shape) > 500 for s in sites)
+    most = 1 if large or any(s.costly for s in sites) else 500
     prior = _or_nothing("prior", lambda: predictive.prior(model, theta, data, keys[1], min(num_samples, most)))
     groups["prior"] = {n: v for n, v in prior.items() if n not in observed}
     groups["prior_predictive"] = {n: v for n, v in prior.items() if n in observed}
@@ -78,7 +83,43 @@ def to_arviz(result: FitResult, num_samples: int, seed: int, resample: str | Non
     }
     if point:
         attrs["posterior_is"] = "normal approximation of the sampling distribution of a point estimate"
-    return build(groups, coords, dims, attrs)
+    if predictions is None:
+        return build(groups, coords, dims, attrs)
+    groups |= _prediction_groups(result, predictions, num_samples, seed)
+    # what is predicted and what was observed have names in common, so the former's dimensions are the only ones here
+    rows = {n: ["prediction", *(f"{n}_dim_{i}" for i in range(1, np.ndim(v)))]
+            for n, v in groups["predictions_constant_data"].items()}  # fmt: skip
+    rows |= {n: ["prediction"] for n in groups["predictions"]}
+    size = next(iter(groups["predictions"].values())).shape[-1]
+    return build(groups, coords, dims, attrs, rows, {"prediction": np.arange(size)})
+
+
+def _function_groups(
+    result: FitResult, num_samples: int, seed: int, posterior: dict[str, Any], observed: set[str]
+) -> dict[str, dict[str, Any]]:
+    """Draws of functions at the fitted hyper-parameters, and what they say of the data."""
+    with result.precision():
+        if result.problem.posterior(result.unconstrained) is None:  # too many rows for joint draws
+            return {}
+    functions = result.sample(num_samples, seed=seed)
+    predicted = result.predict(result.data).sample(num_samples, seed=seed)
+    return {
+        "posterior": {**posterior, **{n: _chain(v) for n, v in functions.items()}},
+        "posterior_predictive": {n: _chain(v) for n, v in predicted.items() if n in observed},
+        "log_likelihood": {n: _chain(v) for n, v in pointwise(result, functions).items()},
+    }
+
+
+def _prediction_groups(result: FitResult, new: Any, num_samples: int, seed: int) -> dict[str, dict[str, Any]]:
+    found = result.predict(new)
+    draws = found.sample(num_samples, seed=seed)
+    size = next(iter(draws.values())).shape[-1]
+    constant = {n: np.asarray(v) for n, v in found.data.items() if hasattr(v, "shape") and np.shape(v)[:1] == (size,)}
+    given = new if isinstance(new, Mapping) else {n: v for n, v in constant.items() if np.any(v != 0)}
+    return {
+        "predictions": {n: _chain(v) for n, v in draws.items()},
+        "predictions_constant_data": {n: v for n, v in constant.items() if n in given},
+    }
 
 
 def _point_draws(result: FitResult, num_samples: int, seed: int) -> dict[str, Any]:
@@ -135,9 +176,14 @@ def _or_nothing(group: str, make: Any) -> dict[str, np.ndarray]:
 
 
 def _observed_values(result: FitResult, theta: dict, draw: dict, observed: set[str]) -> dict[str, np.ndarray]:
-    with full_plates():
-        tr = predictive.run_model(result.model, theta, draw, result.data)
-    return {n: np.asarray(tr[n]["value"]) for n in tr if n in observed}
+    def run() -> dict[str, Any]:
+        with full_plates():
+            tr = predictive.run_model(result.model, theta, draw, result.data)
+        return {n: jax.numpy.asarray(tr[n]["value"]) for n in tr if n in observed}
+
+    # compiled where running the model as it stands would factorise the matrices of its processes
+    found = jax.jit(run)() if hasattr(result.problem, "pointwise_given") else run()
+    return {n: np.asarray(v) for n, v in found.items()}
 
 
 def _constant(data: Mapping[str, Any], observed: dict[str, np.ndarray], prefix: str = "") -> dict[str, np.ndarray]:

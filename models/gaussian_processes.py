@@ -165,13 +165,31 @@ def coal_data() -> dict[str, np.ndarray]:
 
 
 MODELS = (
-    Model("co2_gp", "Gaussian process, CO₂ at Mauna Loa: trend, season, noise; 406 months", co2, co2_data,
-          held_out=co2_held_out),
-    Model("diabetes_gp", "Gaussian process with a length-scale a column, 331 patients, 10 columns", diabetes,
-    diabetes_data,
-          held_out=diabetes_held_out),
-    Model("banana_classification", "Gaussian-process classification, two crescents in the plane (simulated), 200
-    points",
-          classification, banana_data, held_out=banana_held_out),
-    Model("coal_counts", "Gaussian-process Poisson regression, coal-mining disasters 1851 to 1962", counts, coal_data),
-)  # fmt: skip
+    Model(
+        name="co2_gp",
+        description="Gaussian process, CO₂ at Mauna Loa: trend, season, noise; 405 months",
+        model=co2,
+        data=co2_data,
+        held_out=co2_held_out,
+    ),
+    Model(
+        name="diabetes_gp",
+        description="Gaussian process with a length-scale a column, 331 patients, 10 columns",
+        model=diabetes,
+        data=diabetes_data,
+        held_out=diabetes_held_out,
+    ),
+    Model(
+        name="banana_classification",
+        description="Gaussian-process classification, two crescents in the plane (simulated), 200 points",
+        model=classification,
+        data=banana_data,
+        held_out=banana_held_out,
+    ),
+    Model(
+        name="coal_counts",
+        description="Gaussian-process Poisson regression, coal-mining disasters 1851 to 1962",
+        model=counts,
+        data=coal_data,
+    ),
+)

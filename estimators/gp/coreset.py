@@ -13,9 +13,10 @@ from jax import Array, lax, random
 
 from ..base import Data, Estimator, Metrics, Params
 from . import inducing, linalg, nonconjugate, rows, view
-from .nonconjugate import Sites, expected, site_normaliser, solve, tilted
+from .nonconjugate import Sites, site_normaliser, solve
 from .posterior import Conditional, FunctionPosterior
 from .problem import with_own
+from .quadrature import expected, tilted
 from .view import gram
 
 INPUTS, TARGETS, LOG_PRECISION = "coreset_inputs", "coreset_targets", "coreset_log_precision"

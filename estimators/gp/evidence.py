@@ -14,7 +14,7 @@ from jax import Array, random
 from ..base import Data, Estimator, Params
 from . import linalg, view
 from .posterior import FunctionPosterior, condition
-from .problem import ProcessProblem, log_density
+from .problem import Forecast, ProcessProblem, log_density
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,17 @@ class RegressionProblem(ProcessProblem):
     def draw(self, state: Any, params: Params, rng_key: Array) -> tuple[dict[str, Array], Array]:
         f = state.mean + state.root @ random.normal(rng_key, state.mean.shape)
         return {self.function_name: f}, state.log_evidence
+
+    def forecast(self, params: Params, data: Data) -> Forecast:
+        """In closed form."""
+        r = self.hyper.regression(params, data)
+        mean, variance = self.function(params).marginals(r.X)
+        prior = self.hyper.read(params, data).processes[self.site].mean
+        return Forecast(r.mean + mean, variance + r.noise, {self.site: prior + mean}, {self.site: variance})
+
+    def predictive_log_density(self, params: Params, data: Data) -> Array:
+        found = self.forecast(params, data)
+        return log_density(self.hyper.regression(params, data).y, found.mean, found.variance)
 
     def residuals(self, params: Params) -> tuple[Array, Array]:
         """Leave-one-out residuals and variances of the observations, ``(n,)`` each."""

@@ -37,7 +37,7 @@ def pivoted_cholesky(kernel: Any, X: Array, num: int) -> tuple[Array, Array]:
         left = jnp.maximum(left - column**2, 0.0).at[pivot].set(-1.0)  # never twice
         return chosen.at[i].set(pivot), columns.at[i].set(column), left
 
-    chosen, columns, _ = lax.fori_loop(0, num, step, (jnp.zeros(num, jnp.int32), columns, diagonal))
+    chosen, columns, _ = lax.fori_loop(0, num, step, (jnp.zeros(num, int), columns, diagonal))
     return chosen, columns
 
 

@@ -10,13 +10,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array, lax, random
+from jax.scipy.linalg import solve_triangular
 from matfree import decomp
 
 from ..base import Data, Estimator, Metrics, Params
 from . import inducing, linalg, view
 from .evidence import RegressionProblem
-from .posterior import FunctionPosterior, Inducing
-from .sparse import collapse
+from .posterior import FunctionPosterior
 from .view import Regression, gram
 
 BLOCK = 2**24
@@ -38,19 +38,18 @@ class IterativeGP(Estimator):
         num_probes: random vectors a step.
         num_iterations: Lanczos iterations; more where ``residual`` is not small.
         rank: of the preconditioner.
-        num_inducing: inducing rows for predictive variances, which are those given the inducing values alone: never
-            below the
-            exact ones. Predictive means are exact.
+        variance_rank: predictive variances are those given that many linear combinations of the observations: never below
+            the exact ones, and close to them once the rank is. Predictive means are exact.
     """
 
     num_probes: int = 8
     num_iterations: int = 32
     rank: int = 64
-    num_inducing: int = 512
+    variance_rank: int = 256
     needs_guide = False
 
     def __post_init__(self) -> None:
-        for name in ("num_probes", "num_iterations", "rank", "num_inducing"):
+        for name in ("num_probes", "num_iterations", "rank", "variance_rank"):
             if not getattr(self, name) >= 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
 
@@ -195,17 +194,16 @@ class IterativeProblem(RegressionProblem):
         return -(value + self.hyper.log_prior(params, data)), {"stderr": e.stderr, "residual": e.residual}
 
     def objective(self, params: Params, data: Data) -> Array:
-        """With many probes: see `evidence`."""
+        """By the probes of one key."""
         return estimate(self.hyper.regression(params, data), self.options, random.key(0)).value
 
     def function(self, params: Params) -> FunctionPosterior:
         r = self.hyper.regression(params, self.data)
-        M = min(self.options.num_inducing, self.num_units)
-        Z = jax.tree.map(lambda x: x[inducing.greedy(r.kernel, r.X, M)], r.X)
-        c = collapse(r, Z, False)
-        root = jax.scipy.linalg.solve_triangular(c.inner, jnp.eye(M, dtype=c.inner.dtype), lower=True).T
+        columns = inducing.pivoted_cholesky(r.kernel, r.X, min(self.options.variance_rank, self.num_units))[1]
+        basis = jnp.linalg.qr(columns.T / r.noise[:, None])[0]
+        seen = basis.T @ (matmul(r.kernel, r.X, basis) + r.noise[:, None] * basis)
         alpha = estimate(r, self.options, random.key(0)).alpha
-        return ExactMean(r.X, alpha, Inducing(r.kernel, Z, c.factor, root @ c.projected, root))
+        return Projected(r.kernel, r.X, alpha, basis, linalg.jittered_cholesky((seen + seen.T) / 2)[0])
 
     def remarks(self, params: Params) -> list[str]:
         e = _final(self, params)
@@ -232,18 +230,32 @@ def _final(problem: IterativeProblem, params: Params) -> Estimate:
     return estimate(problem.hyper.regression(params, problem.data), problem.options, random.key(0))
 
 
-class ExactMean(FunctionPosterior):
-    """Means by the iterative solve, variances by inducing rows."""
+class Projected(FunctionPosterior):
+    """The exact mean, and the variance given combinations Wᵀy of the observations only."""
 
+    kernel: Any
     X: Any
     alpha: Array
-    spread: Inducing
+    basis: Array
+    """W, orthonormal, ``(n, r)``."""
+    factor: Array
+    """Of the covariance of Wᵀy, ``(r, r)``."""
 
     def marginals(self, X: Any) -> tuple[Array, Array]:
-        n = view.num_rows(X)
-        rows, _ = blocks(X, n) if n * len(self.alpha) > BLOCK else (jax.tree.map(lambda x: x[None], X), None)
-        mean = lax.map(lambda x: self.spread.kernel(x, self.X) @ self.alpha, rows).ravel()[:n]
-        return mean, self.spread.marginals(X)[1]
+        count, n = view.num_rows(X), len(self.alpha)
+        size = max(1, min(count, BLOCK // n))
+        index = jnp.minimum(jnp.arange(-(-count // size) * size), count - 1)
+        parts = jax.tree.map(lambda x: x[index].reshape(-1, size, *x.shape[1:]), X)
+
+        def one(x: Any) -> tuple[Array, Array]:
+            cross = self.kernel(x, self.X)
+            white = solve_triangular(self.factor, (cross @ self.basis).T, lower=True)
+            return cross @ self.alpha, jnp.maximum(self.kernel(x) - jnp.sum(white**2, 0), 0.0)
+
+        mean, variance = lax.map(one, parts)
+        return mean.ravel()[:count], variance.ravel()[:count]
 
     def joint(self, X: Any) -> tuple[Array, Array]:
-        return gram(self.spread.kernel, X, self.X) @ self.alpha, self.spread.joint(X)[1]
+        cross = gram(self.kernel, X, self.X)
+        white = solve_triangular(self.factor, (cross @ self.basis).T, lower=True)
+        return cross @ self.alpha, gram(self.kernel, X) - white.T @ white

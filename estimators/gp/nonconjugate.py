@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax, random
 from jax.scipy.linalg import lu_factor, lu_solve
-from jax.scipy.special import logsumexp
 
 from ..base import Data, Estimator, Params
 from . import linalg, view
 from .posterior import Conditional, FunctionPosterior
 from .problem import ProcessProblem
-from .quadrature import hermite
+from .quadrature import LogLikelihood, expected, slopes, tilted
 from .view import gram
 
 METHODS = ("laplace", "ep", "cvi", "hybrid")
@@ -32,9 +32,6 @@ TOLERANCE = 1e-9
 """Of the sites, relative: they are then at their fixed point to double precision."""
 LIVE_SWEEPS = 20
 """Sweeps through which second derivatives are carried."""
-
-LogLikelihood = Callable[[Array], Array]
-"""log p(y_i | f_i) of values f ``(n,)``, elementwise."""
 
 
 @dataclass(frozen=True)
@@ -103,34 +100,10 @@ def solve(K: Array, sites: Sites) -> Gaussian:
     return Gaussian(covariance @ sites.shift, covariance, jnp.sum(jnp.log(jnp.abs(jnp.diagonal(lu[0])))))
 
 
-def expected(log_lik: LogLikelihood, mean: Array, variance: Array) -> Array:
-    """E log p(y_i | f_i) under N(mean_i, variance_i), ``(n,)``."""
-    nodes, log_w = hermite()
-    values = jax.vmap(lambda x: log_lik(mean + jnp.sqrt(variance) * x))(nodes[:, 0])
-    return jnp.sum(jnp.exp(log_w)[:, None] * values, 0)
-
-
-def tilted(log_lik: LogLikelihood, mean: Array, variance: Array) -> tuple[Array, Array, Array]:
-    """log ∫ N(f | mean, variance) p(y | f) df, and the mean and variance of that tilted density, ``(n,)`` each."""
-    nodes, log_w = hermite()
-    sd = jnp.sqrt(variance)
-    log_p = jax.vmap(lambda x: log_lik(mean + sd * x))(nodes[:, 0]) + log_w[:, None]
-    log_z = logsumexp(log_p, 0)
-    weights = jnp.exp(log_p - log_z)
-    first = jnp.sum(weights * nodes, 0)
-    second = jnp.sum(weights * (nodes - first) ** 2, 0)
-    return log_z, mean + sd * first, variance * second
-
-
 def cavities(q: Gaussian, sites: Sites, K: Array) -> tuple[Array, Array]:
     """Precision and shift of q(f_i) without its own site."""
     precision = 1 / q.variance - sites.precision
     return jnp.where(precision > 0, precision, 1 / jnp.diagonal(K)), q.mean / q.variance - sites.shift
-
-
-def slopes(log_lik: LogLikelihood, f: Array) -> tuple[Array, Array]:
-    """First and second derivatives of the log-likelihood, elementwise."""
-    return jax.jvp(jax.grad(lambda f: jnp.sum(log_lik(f))), (f,), (jnp.ones_like(f),))
 
 
 def target(method: str, log_lik: LogLikelihood, K: Array, sites: Sites) -> Sites:
@@ -149,7 +122,7 @@ def target(method: str, log_lik: LogLikelihood, K: Array, sites: Sites) -> Sites
     return Sites(-2 * by_variance, by_mean - 2 * by_variance * q.mean)
 
 
-def sweep(method: str, damping: float, log_lik: LogLikelihood, K: Array, sites: Sites) -> Sites:
+def sweep(method: str, damping: float | Array, log_lik: LogLikelihood, K: Array, sites: Sites) -> Sites:
     """The sites after one update of all of them; one that is not finite stays."""
     rate = 1.0 if method == "laplace" else damping
     new = target(method, log_lik, K, sites)
@@ -169,15 +142,18 @@ def converge(method: str, damping: float, log_lik: LogLikelihood, K: Array) -> t
     start = lax.fori_loop(0, FIRST_SWEEPS, lambda _, s: sweep("ep", min(damping, 0.7), log_lik, K, s), start)
 
     def going_on(carry: tuple) -> Array:
-        return (carry[1] > TOLERANCE) & (carry[2] < MAX_SWEEPS)
+        return (carry[1] > TOLERANCE) & (carry[3] < MAX_SWEEPS)
 
     def body(carry: tuple) -> tuple:
-        sites, _, count = carry
-        new = sweep(method, damping, log_lik, K, sites)
+        sites, before, rate, count = carry
+        new = sweep(method, rate, log_lik, K, sites)
         size = sum(jnp.max(jnp.abs(a - b)) for a, b in zip(new, sites, strict=True))
-        return new, size / sum(jnp.max(jnp.abs(a)) for a in new), count + 1
+        change = size / sum(jnp.max(jnp.abs(a)) for a in new)
+        # sites that go round in circles take smaller steps
+        return new, change, jnp.where(change > 0.9 * before, 0.7 * rate, rate), count + 1
 
-    sites, change, _ = lax.while_loop(going_on, body, (start, jnp.asarray(jnp.inf, K.dtype), jnp.zeros((), jnp.int32)))
+    start = (start, jnp.asarray(jnp.inf, K.dtype), jnp.asarray(damping, K.dtype), jnp.zeros((), jnp.int32))
+    sites, change, _, _ = lax.while_loop(going_on, body, start)
     return lax.stop_gradient(sites), change
 
 
@@ -241,6 +217,11 @@ class SitesProblem(ProcessProblem):
     @property
     def has_curvature(self) -> bool:
         return self.method != "hybrid"
+
+    @property
+    def batch(self) -> int:
+        """By the time that the sweeps of one loss take."""
+        return int(np.clip(2e7 // self.num_units**3, 1, 32))
 
     @property
     def site(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -16,7 +16,7 @@ from jax import Array, lax, random
 from ..base import Data, Metrics, Params, Posterior, Problem
 from . import linalg
 from .posterior import FunctionPosterior
-from .quadrature import hermite
+from .quadrature import hermite, tilted
 from .view import Hyper, num_rows
 
 MAX_JOINT = 4000
@@ -163,6 +163,9 @@ class ProcessProblem(Problem):
             mean, variance = moments[name]
             process, y = self.hyper.read(params, data).observed[name]
             return log_density(y, mean, variance + process.noise)
+        if len(moments) == 1:
+            ((name, (mean, variance)),) = moments.items()
+            return tilted(lambda f: self.hyper.read(params, data, {name: f}).log_prob, mean, variance)[0]
         nodes, log_weights = hermite(len(moments))
 
         def at(node: Array) -> Array:
@@ -209,6 +212,17 @@ class ProcessProblem(Problem):
         sites = self.hyper.read(params, data, functions).sites
         return {n: s["fn"].sample(random.fold_in(rng_key, i)) for i, (n, s) in enumerate(sites.items())}
 
+    def pointwise_given(self, params: Params, functions: dict[str, Array]) -> dict[str, Array]:
+        """log p(y_i | f_i) of draws of the functions ``(S, n)`` by site, as `posterior` names them."""
+        if self.hyper.observed:
+            (name,) = self.hyper.observed
+            process, y = self.hyper.read(params, self.data).observed[name]
+            return {name: log_density(y, next(iter(functions.values())), process.noise)}
+        names = list(self.hyper.read(params, self.data).sites)
+        latent = {n: functions[n] for n in self.hyper.latent}
+        values = lax.map(lambda f: self.hyper.read(params, self.data, f).log_prob, latent, batch_size=64)
+        return {names[0]: values}
+
     def inputs_of(self, params: Params) -> Any:
         """Inputs of the first process, as the model makes them from the data."""
         return _inputs_of(self, params)
@@ -242,6 +256,7 @@ class FunctionDraws(Posterior):
     problem: ProcessProblem
     params: Params
     state: Any
+    double: ClassVar[bool] = True
 
     def sample(self, rng_key: Array, num_samples: int) -> dict[str, Array]:
         keys = random.split(rng_key, num_samples)
