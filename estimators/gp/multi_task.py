@@ -497,9 +497,10 @@ class MultiTaskProblem(ProcessProblem):
         stats = self.stats(params, data)
         return -(bound(stats, self.log_responsibilities(stats)) + stats.log_prior), {}
 
-    def responsibilities(self, params: Params) -> Array:
-        """q(z_i = k), ``(tasks, K)``."""
-        return _responsibilities(self, params)
+    def responsibilities(self, params: Params) -> np.ndarray:
+        """q(z_i = k), ``(tasks, K)``, in the precision of the fit."""
+        with jax.enable_x64(self.starts.dtype == np.float64):
+            return np.asarray(_responsibilities(self, params))
 
     def functions(self, params: Params) -> dict[str, FunctionPosterior]:
         """Mean processes less their prior means, by site."""
