@@ -52,8 +52,8 @@ class _Network(Kernel):
     """A fully connected network with layers of infinite width; what its layers do is left to the subclass."""
 
     depth: int = eqx.field(static=True, default=1)
-    weight_variance: ArrayLike = 2.0
-    bias_variance: ArrayLike = 0.1
+    weight_variance: Any = 2.0
+    bias_variance: Any = 0.1
 
     def __check_init__(self) -> None:
         if isinstance(self.depth, bool) or not isinstance(self.depth, int) or self.depth < 1:
@@ -105,7 +105,7 @@ class Erf(_Network):
     K = σ_b² + σ_w² x·x'/d. Inputs are scalars or ``(d,)``. Arguments as in `ArcCosine`.
     """
 
-    weight_variance: ArrayLike = 1.0
+    weight_variance: Any = 1.0
 
     def moment(self, k11: Array, k12: Array, k22: Array) -> Array:
         return 2 / jnp.pi * jnp.arcsin(2 * k12 / jnp.sqrt((1 + 2 * k11) * (1 + 2 * k22)))

@@ -55,8 +55,9 @@ def model(t: Array, task: Array, y: Array, num_clusters: int, num_tasks: int) ->
     means = [numpyro.sample(f"mean_{k}", curves.numpyro_dist()) for k in range(num_clusters)]
     with numpyro.plate("task", num_tasks):
         cluster = numpyro.sample("cluster", dist.Categorical(probs=weights))
+    inputs: Any = (t, task)
     mean = jnp.stack(means)[cluster[task], jnp.arange(len(t))]
-    numpyro.sample("y", GaussianProcess(task_kernel, (t, task), diag=noise**2, mean_value=mean).numpyro_dist(), obs=y)
+    numpyro.sample("y", GaussianProcess(task_kernel, inputs, diag=noise**2, mean_value=mean).numpyro_dist(), obs=y)
 
 
 @cache
@@ -71,8 +72,9 @@ def _rows() -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
     for task, values in enumerate(frame[[str(year) for year in years]].to_numpy(float)):
         seen = np.isin(np.arange(len(years)), rng.choice(len(years), rng.integers(8, 15), replace=False))
         pieces.append((years, np.full(len(years), task), values, seen))
-    t, task, y, seen = (np.concatenate(x) for x in zip(*pieces, strict=True))
-    return tuple(frame["Country Name"]), {"t": t.astype(float), "task": task, "y": y, "seen": seen}
+    columns = [np.concatenate(x) for x in zip(*pieces, strict=True)]
+    columns[0] = columns[0].astype(float)
+    return tuple(frame["Country Name"]), dict(zip(("t", "task", "y", "seen"), columns, strict=True))
 
 
 def _part(seen: bool) -> dict[str, Any]:

@@ -428,7 +428,7 @@ class MultiTaskProblem(ProcessProblem):
         nothing = layout(np.zeros(1), np.zeros(1, int), 1)
         empty = cls(options=options, hyper=hyper, params=hyper.rest.params, data=data, model=model, means=means,
                     label=label, layout=nothing, starts=jnp.ones((1, 1, 1)))  # fmt: skip
-        facts = {n: v if isinstance(v, int) else np.asarray(v) for n, v in _facts(empty).items()}
+        facts: dict[str, Any] = {n: v if isinstance(v, int) else np.asarray(v) for n, v in _facts(empty).items()}
         _check(facts, hyper.observed[0], means, label)
         parts = layout(facts["inputs"], facts["task"], facts["num_tasks"])
         residual = facts["residual"]
