@@ -46,7 +46,7 @@ def main() -> None:
 
     image = score_digits.held_out()["x"][3]
     upper = np.eye(64, dtype=np.float32)[:32]  # what is seen: the upper four rows
-    restored = np.asarray(diffusion.sample_given(jax.random.key(2), upper @ image, upper, 0.1, (4,)))
+    restored = np.asarray(diffusion.sample_given(jax.random.key(2), upper @ image, upper, 0.1, (4,), derivative=False))
     print("\nan image, and four draws of it given its upper half")
     print(lines(score_digits.grey_levels(np.concatenate([image[None], restored]))))
 

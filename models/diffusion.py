@@ -149,8 +149,9 @@ class Diffusion(Transport):
         return lax.scan(step, x, (times[:-1], times[1:], random.split(key_noise, self.num_steps)))[0]
 
     def sample_given(
-        self, key: Array, y: Array, operator: Array, noise_sd: float, sample_shape: tuple[int, ...] = ()
-    ) -> Array:
+        self, key: Array, y: Array, operator: Array, noise_sd: float, sample_shape: tuple[int, ...] = (),
+        *, derivative: bool = True,
+    ) -> Array:  # fmt: skip
         """Draws of x given y = A x + noise_sd·ε: a linear inverse problem.
 
         The likelihood of x_t is taken as N(y | A x̂_0, noise_sd² I + A C Aᵀ), with mean and covariance of x_0 given
@@ -161,6 +162,9 @@ class Diffusion(Transport):
             y: observed, ``(m,)``.
             operator: A, ``(m, d)`` on flattened x.
             noise_sd: standard deviation of the observation's noise, positive.
+            derivative: take C from the network's derivative, which must be accurate at large noise too. False takes
+                that of independent coordinates of standard deviation `scale`: for networks in many dimensions
+                (Pseudoinverse-Guided Diffusion Models for Inverse Problems).
 
         Raises:
             ValueError: shapes that do not fit, or a noise_sd that is not positive.
@@ -173,6 +177,12 @@ class Diffusion(Transport):
             raise ValueError(f"noise_sd must be positive, got {noise_sd!r}")
 
         def guidance(x: Array, t: Array) -> Array:
+            if not derivative:
+                alpha, variance = self.process.alpha(t), self.process.sigma(t) ** 2
+                apart = self.scale**2 * variance / (variance + (alpha * self.scale) ** 2) * jnp.ones(size)
+                gap = y - operator @ self._denoise(x, t).reshape(-1)
+                total = (operator * apart) @ operator.T + noise_sd**2 * jnp.eye(len(y), dtype=x.dtype)
+                return (alpha / variance * apart * (operator.T @ jnp.linalg.solve(total, gap))).reshape(x.shape)
             flat = lambda x: operator @ self._denoise(x, t).reshape(-1)  # noqa: E731
             mean, pull = jax.vjp(flat, x)
             rows = jax.vmap(lambda v: pull(v)[0].reshape(-1))(jnp.eye(len(y), dtype=x.dtype))  # A ∂x̂_0/∂x

@@ -112,6 +112,17 @@ def test_conditional_draws_of_a_linear_inverse_problem():
     np.testing.assert_array_less(np.abs(np.cov(draws.T) - cov), 4 * np.outer(sd, sd) * np.sqrt(2 / n) + 0.01)
 
 
+def test_conditional_draws_without_derivative_are_exact_for_independent_coordinates():
+    process, operator, noise, y, n = VP(), np.array([[1.0, 2.0]], np.float32), 0.3, np.array([0.7], np.float32), 8_000
+    score = lambda x, t: -x  # noqa: E731  # of N(0, I) at every t of VP
+    diffusion = Diffusion(score, process, 2, predicts="score", num_steps=300)
+    draws = np.asarray(diffusion.sample_given(random.key(1), y, operator, noise, (n,), derivative=False))
+    gain = operator.T / (5 + noise**2)
+    np.testing.assert_array_less(np.abs(draws.mean(0) - (gain @ y)), 4 / np.sqrt(n) + 0.02)
+    cov = np.eye(2) - gain @ operator
+    np.testing.assert_array_less(np.abs(np.cov(draws.T) - cov), 4 * np.sqrt(2 / n) + 0.01)
+
+
 def test_denoising_moments_are_the_posterior_of_the_clean_datum():
     process, t = VP(), 0.3
     diffusion = gaussian(process)
