@@ -179,7 +179,8 @@ class Diffusion(Transport):
         def guidance(x: Array, t: Array) -> Array:
             if not derivative:
                 alpha, variance = self.process.alpha(t), self.process.sigma(t) ** 2
-                apart = self.scale**2 * variance / (variance + (alpha * self.scale) ** 2) * jnp.ones(size)
+                scale = jnp.broadcast_to(self.scale, self.event_shape).reshape(-1)
+                apart = scale**2 * variance / (variance + (alpha * scale) ** 2)
                 gap = y - operator @ self._denoise(x, t).reshape(-1)
                 total = (operator * apart) @ operator.T + noise_sd**2 * jnp.eye(len(y), dtype=x.dtype)
                 return (alpha / variance * apart * (operator.T @ jnp.linalg.solve(total, gap))).reshape(x.shape)
