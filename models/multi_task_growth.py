@@ -19,10 +19,8 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jax import Array
-from tinygp import GaussianProcess, kernels
 
 from . import _statsmodels
-from .kernels import SameTask
 from .registry import Model
 
 __all__ = ["MODEL", "countries", "data", "held_out", "model", "simulated"]
@@ -38,6 +36,10 @@ def model(t: Array, task: Array, y: Array, num_clusters: int, num_tasks: int) ->
     the mean curves around it), mean_length, task_scale, task_length, noise; mean_0, mean_1, ... (n,), the curves at the
     rows; cluster (num_tasks,) in plate "task"; y. Priors follow the spread of t and y.
     """
+    from tinygp import GaussianProcess, kernels
+
+    from .kernels import SameTask
+
     t, y = jnp.asarray(t), jnp.asarray(y)
     span, size = jnp.max(t) - jnp.min(t), jnp.std(y)
     weights = (
