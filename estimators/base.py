@@ -78,7 +78,8 @@ class Problem(eqx.Module):
 
     @property
     def has_curvature(self) -> bool:
-        """Whether standard errors follow from derivatives of the loss: it is exact, smooth, and an estimating equation."""
+        """Whether standard errors follow from derivatives of the loss: it is exact, smooth, and an estimating
+        equation."""
         return self.deterministic and not self.nonsmooth
 
     @property

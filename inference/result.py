@@ -251,8 +251,8 @@ class FitResult:
         """Predictions at new rows: ``.mean``, ``.variance``, ``.interval()``, ``.sample()``, ``.log_density()``.
 
         Args:
-            X_new: for a Gaussian process its new inputs, an array; or, for any model, a dict of the arguments of the model
-                that have new values. Observations need not be among them, except for ``log_density``.
+            X_new: for a Gaussian process its new inputs, an array; or, for any model, a dict of the arguments of the
+                model that have new values. Observations need not be among them, except for ``log_density``.
 
         Raises:
             ValueError: arguments of a wrong name or shape, values that are not finite.

@@ -307,7 +307,7 @@ def solve(
                 elif solver == "alternate":
                     z, value, norm = _alternations(problem, z)
                     converged = np.asarray(norm) < 1e-5 * (1 + np.max(np.abs(np.asarray(z)), 1))
-                    taken, stuck = 1, np.zeros((), bool)
+                    taken, stuck = 1, np.bool_(False)
                 elif solver == "fista":
                     new, new_value, state, norm = _fista_steps(problem, state)
                     converged = np.asarray(norm) <= LBFGS_TOLERANCE * (1 + np.abs(np.asarray(new_value)))

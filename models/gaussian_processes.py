@@ -15,7 +15,6 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
-from tinygp import GaussianProcess, kernels, transforms
 
 from . import _sklearn, _statsmodels
 from .registry import Model
@@ -37,6 +36,8 @@ def co2(X: ArrayLike, y: ArrayLike) -> None:
     Args:
         X: time in years, ``(n,)``. y: parts per million, ``(n,)``.
     """
+    from tinygp import GaussianProcess, kernels
+
     trend = around("trend", 50.0) ** 2 * kernels.ExpSquared(around("trend_years", 50.0, 0.5))
     season = (
         around("season", 2.5) ** 2
@@ -48,7 +49,7 @@ def co2(X: ArrayLike, y: ArrayLike) -> None:
     )
     mean = numpyro.sample("mean", dist.Normal(340.0, 30.0))
     noise = around("noise", 0.2)
-    gp = GaussianProcess(trend + season + medium, X, diag=noise**2, mean=mean)
+    gp = GaussianProcess(trend + season + medium, jnp.asarray(X), diag=noise**2, mean=mean)
     numpyro.sample("y", gp.numpyro_dist(), obs=y)
 
 
@@ -75,13 +76,17 @@ def diabetes(X: ArrayLike, y: ArrayLike) -> None:
     Args:
         X: standardised columns, ``(n, d)``. y: ``(n,)``.
     """
+    from tinygp import GaussianProcess, kernels, transforms
+
     X = jnp.asarray(X)
     scale = around("length", 3.0, 1.0, (X.shape[1],))
     amplitude = around("amplitude", 50.0)
     noise = around("noise", 50.0)
     mean = numpyro.sample("mean", dist.Normal(150.0, 50.0))
     kernel = amplitude**2 * transforms.Linear(1 / scale, kernels.ExpSquared())
-    f = numpyro.sample("f", GaussianProcess(kernel, X, diag=JITTER * amplitude**2, mean=mean).numpyro_dist())
+    f = numpyro.sample(
+        "f", GaussianProcess(kernel, jnp.asarray(X), diag=JITTER * amplitude**2, mean=mean).numpyro_dist()
+    )
     numpyro.sample("y", dist.Normal(f, noise), obs=y)
 
 
@@ -113,6 +118,8 @@ def classification(X: ArrayLike, y: ArrayLike) -> None:
     Args:
         X: ``(n, d)``. y: 0 or 1, ``(n,)``.
     """
+    from tinygp import GaussianProcess, kernels
+
     amplitude = around("amplitude", 2.0)
     length = around("length", 1.0)
     kernel = amplitude**2 * kernels.ExpSquared(length)
@@ -144,11 +151,15 @@ def counts(X: ArrayLike, y: ArrayLike) -> None:
     Args:
         X: time, ``(n,)``. y: counts, ``(n,)``.
     """
+    from tinygp import GaussianProcess, kernels
+
     amplitude = around("amplitude", 1.0)
     years = around("years", 20.0)
     mean = numpyro.sample("mean", dist.Normal(0.0, 2.0))
     kernel = amplitude**2 * kernels.Matern32(years)
-    f = numpyro.sample("f", GaussianProcess(kernel, X, diag=JITTER * amplitude**2, mean=mean).numpyro_dist())
+    f = numpyro.sample(
+        "f", GaussianProcess(kernel, jnp.asarray(X), diag=JITTER * amplitude**2, mean=mean).numpyro_dist()
+    )
     numpyro.sample("y", dist.Poisson(jnp.exp(f)), obs=y)
 
 

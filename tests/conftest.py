@@ -1,8 +1,13 @@
 """Fixtures of the whole suite."""
 
 import gc
+import os
 import signal
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core: threads of one only take time from the other
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 
 import equinox as eqx
 import jax

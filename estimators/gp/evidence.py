@@ -34,7 +34,7 @@ class GPEvidence(Estimator):
     needs_guide = False
     exact = True
 
-    def problem(self, rng_key: Array, model: Callable, guide: Callable | None, data: Data) -> EvidenceProblem:
+    def problem(self, rng_key: Array, model: Callable, guide: Callable | None, data: Data) -> RegressionProblem:
         return EvidenceProblem.create(self, rng_key, model, data)
 
 
@@ -47,7 +47,7 @@ class LeaveOneOut(GPEvidence):
     marginal likelihood. It is no likelihood: there are no standard errors and no information criteria.
     """
 
-    def problem(self, rng_key: Array, model: Callable, guide: Callable | None, data: Data) -> LeaveOneOutProblem:
+    def problem(self, rng_key: Array, model: Callable, guide: Callable | None, data: Data) -> RegressionProblem:
         return LeaveOneOutProblem.create(self, rng_key, model, data)
 
 

@@ -38,7 +38,8 @@ class IterativeGP(Estimator):
         num_probes: random vectors a step.
         num_iterations: Lanczos iterations; more where ``residual`` is not small.
         rank: of the preconditioner.
-        variance_rank: predictive variances are those given that many linear combinations of the observations: never below
+        variance_rank: predictive variances are those given that many linear combinations of the observations: never
+            below
             the exact ones, and close to them once the rank is. Predictive means are exact.
     """
 
@@ -178,7 +179,7 @@ class IterativeProblem(RegressionProblem):
         return False
 
     @property
-    def solver(self) -> None:
+    def solver(self) -> str | None:
         return None
 
     def loss(self, params: Params, rng_key: Array, data: Data) -> tuple[Array, Metrics]:

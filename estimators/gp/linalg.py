@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from jax.scipy.linalg import cho_solve, solve_triangular
 LOG_2PI = float(np.log(2 * np.pi))
 
 
-def jitters(dtype: object) -> Array:
+def jitters(dtype: Any) -> Array:
     """Levels of the jitter relative to the mean of the diagonal, the first one zero."""
     smallest = -12 if jnp.finfo(dtype).bits == 64 else -6
     return jnp.concatenate([jnp.zeros(1, dtype), 10.0 ** jnp.arange(smallest, -2, dtype=dtype)])

@@ -152,8 +152,8 @@ def converge(method: str, damping: float, log_lik: LogLikelihood, K: Array) -> t
         # sites that go round in circles take smaller steps
         return new, change, jnp.where(change > 0.9 * before, 0.7 * rate, rate), count + 1
 
-    start = (start, jnp.asarray(jnp.inf, K.dtype), jnp.asarray(damping, K.dtype), jnp.zeros((), jnp.int32))
-    sites, change, _, _ = lax.while_loop(going_on, body, start)
+    first = (start, jnp.asarray(jnp.inf, K.dtype), jnp.asarray(damping, K.dtype), jnp.zeros((), jnp.int32))
+    sites, change, _, _ = lax.while_loop(going_on, body, first)
     return lax.stop_gradient(sites), change
 
 

@@ -47,7 +47,7 @@ class ProcessProblem(Problem):
         return True
 
     @property
-    def solver(self) -> str:
+    def solver(self) -> str | None:
         return "lbfgs"
 
     @property

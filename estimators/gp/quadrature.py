@@ -57,8 +57,9 @@ def expected(log_lik: LogLikelihood, mean: Array, variance: Array) -> Array:
 def tilted(log_lik: LogLikelihood, mean: Array, variance: Array) -> tuple[Array, Array, Array]:
     """log ∫ N(f | mean, variance) p(y | f) df, and the mean and variance of that tilted density, ``(n,)`` each.
 
-    Nodes stand around the mode of the integrand: a likelihood much narrower than the cavity (a large count) falls between
-    fixed ones. Where the likelihood is not log-concave there may be several modes, and nodes stand around `mean`.
+    Nodes stand around the mode of the integrand: a likelihood much narrower than the cavity (a large count) falls
+    between fixed ones. Where the likelihood is not log-concave there may be several modes, and nodes stand around
+    `mean`.
     """
     nodes, log_w = hermite()
     x = nodes

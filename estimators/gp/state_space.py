@@ -81,7 +81,7 @@ def markovian(kernel: Any) -> Any:
     if isinstance(kernel, quasisep.Quasisep):
         return kernel
     if type(kernel) in MARKOVIAN:
-        return MARKOVIAN[type(kernel)](scale=kernel.scale)
+        return MARKOVIAN[type(kernel)](scale=kernel.scale)  # type: ignore[abstract]
     if isinstance(kernel, kernels.Sum):
         return markovian(kernel.kernel1) + markovian(kernel.kernel2)
     if isinstance(kernel, kernels.Product):
@@ -183,6 +183,11 @@ def _combine(first: _Element, second: _Element) -> _Element:
     )
 
 
+def _dense(matrix: Any) -> Array:
+    """The states of a sum are blocks."""
+    return matrix.to_dense() if hasattr(matrix, "to_dense") else matrix
+
+
 class _Filtered(NamedTuple):
     mean: Array
     covariance: Array
@@ -195,8 +200,9 @@ def kalman(kernel: Any, t: Array, noise: Array, y: Array, seen: Array) -> tuple[
     """Filtered states at sorted times, and the log-likelihood of the observations that were seen; by associative
     scan."""
     before = jnp.concatenate([t[:1], t[:-1]])
-    F = jnp.swapaxes(jax.vmap(kernel.transition_matrix)(before, t), 1, 2)  # tinygp states the transpose
-    stationary = kernel.stationary_covariance()
+    # tinygp states the transpose
+    F = jax.vmap(lambda a, b: _dense(kernel.transition_matrix(a, b)).T)(before, t)
+    stationary = _dense(kernel.stationary_covariance())
     F = F.at[0].set(0.0)  # nothing is known before the first time
     Q = stationary - F @ stationary @ jnp.swapaxes(F, 1, 2)
     H = jax.vmap(kernel.observation_model)(t)

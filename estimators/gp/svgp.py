@@ -107,7 +107,7 @@ class SVGPProblem(ProcessProblem):
         return False
 
     @property
-    def solver(self) -> None:
+    def solver(self) -> str | None:
         return None
 
     def Z(self, params: Params, site: str) -> Array:

@@ -76,13 +76,13 @@ def test_prediction_has_the_exact_mean_and_no_less_than_the_exact_variance(serie
     exact = pose(GPEvidence(), observed_model, series)
     new = jnp.linspace(-1, 12, 7)
     right_mean, right_variance = exact.functions(exact.params)["y"].marginals(new)
-    for rank, tolerance in ((10, 0.05), (60, 1e-6)):
+    for rank in (10, 60):
         problem = pose(IterativeGP(num_iterations=60, variance_rank=rank), observed_model, series)
         at = jax.jit(lambda p, q=problem: q.functions(p)["y"].marginals(new))
         mean, variance = at(problem.params)
         np.testing.assert_allclose(mean, right_mean, atol=1e-6)
         assert (variance >= right_variance - 1e-7).all()
-        np.testing.assert_allclose(variance, right_variance, atol=tolerance)
+    np.testing.assert_allclose(variance, right_variance, atol=1e-6)  # as many combinations as observations
 
 
 def test_options_are_checked():

@@ -62,7 +62,8 @@ def test_evidence_of_three_points_by_quadrature():
 
 
 def test_evidence_of_classification_by_importance_sampling(binary):
-    """Truth: annealing is not needed, because plain importance sampling from EP's posterior has all its weights near one."""
+    """Truth: annealing is not needed, because plain importance sampling from EP's posterior has all its weights near
+    one."""
     values = {m: objective(pose(NonConjugateGP(m), binary_model, binary)) for m in METHODS}
     problem = pose(NonConjugateGP("ep"), binary_model, binary)
     log_w = np.asarray(problem.posterior(problem.params).log_weights(jax.random.key(0), 20000))
