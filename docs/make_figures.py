@@ -3,6 +3,7 @@
 python docs/make_figures.py            gradient_snr.png, under a minute
 python docs/make_figures.py compare    eight_schools_*.png: what `estimax compare eight_schools` draws
 python docs/make_figures.py diffusion  diffusion_2d.png, langevin_start.png, score_targets.png: some minutes
+python docs/make_figures.py gp         gp_scaling.png, gp_dimension.png: from benchmarks/results, seconds
 python docs/make_figures.py unnormalised  unnormalised_methods.png, unnormalised_toys.png: two minutes
 """
 
@@ -179,7 +180,14 @@ def unnormalised() -> None:
     unnormalised_figures.main()
 
 
-PICTURES = {"compare": compare, "diffusion": diffusion, "unnormalised": unnormalised}
+def gaussian_processes() -> None:
+    """Cost and dimension, from the result files."""
+    import gp_figures
+
+    gp_figures.main()
+
+
+PICTURES = {"compare": compare, "diffusion": diffusion, "unnormalised": unnormalised, "gp": gaussian_processes}
 
 if __name__ == "__main__":
     IMAGES.mkdir(exist_ok=True)
