@@ -123,7 +123,8 @@ def coupled_random_walk(density: Density, chains: tuple[Array, ...], key: Array,
     log_ratio = 0.5 * jnp.sum(e**2, -1) - 0.5 * jnp.sum((e + gap) ** 2, -1)
     same = jnp.log(random.uniform(same_key, log_ratio.shape, x.dtype)) < log_ratio
     mirrored = y + step * (e - 2 * jnp.sum(unit * e, -1, keepdims=True) * unit)
-    proposal = x + step * e
+    # computed once: rounded in two ways, chains that have met would part again
+    proposal = lax.optimization_barrier(x + step * e)
     other = jnp.where((same | (length[:, 0] == 0))[:, None], proposal, mirrored)
     u = jnp.log(random.uniform(accept_key, log_ratio.shape, x.dtype))
     out = []
