@@ -40,10 +40,11 @@ def information_trace(result: FitResult) -> float | None:
     if "information_trace" not in result._cache:
         with result.precision():
             scores = scores_of(result.problem, result.unconstrained)
-            inverse = result.covariance("observed").unconstrained
-        result._cache["information_trace"] = (
-            None if scores is None else float(np.einsum("ni,ij,nj->", scores, inverse, scores, optimize=True))
-        )
+            trace = None
+            if scores is not None:
+                inverse = result.covariance("observed").unconstrained
+                trace = float(np.einsum("ni,ij,nj->", scores, inverse, scores, optimize=True))
+        result._cache["information_trace"] = trace
     return result._cache["information_trace"]
 
 

@@ -62,6 +62,7 @@ def asymptotic_variance(ratio, noise):
     return np.diag(inverse - (1 + 1 / ratio) * inverse @ np.outer(mean, mean) @ inverse)
 
 
+@pytest.mark.slow
 def test_variance_falls_to_the_mle_as_the_ratio_grows():
     """1,000 data sets of 500: the variance is the asymptotic one of the theory within 4 s.e. (18 %), at every ratio."""
     sets, n, noise = 1000, 500, stats.norm(0, 1.5)
