@@ -15,7 +15,7 @@ from ..base import Data, Estimator, Metrics, Params
 from . import inducing, linalg, nonconjugate, rows, view
 from .nonconjugate import Sites, site_normaliser, solve
 from .posterior import Conditional, FunctionPosterior
-from .problem import with_own
+from .problem import AT_ONCE, with_own
 from .quadrature import expected, tilted
 from .view import gram
 
@@ -94,7 +94,7 @@ class CoresetProblem(nonconjugate.SitesProblem):
 
     @property
     def batch(self) -> int:
-        return int(np.clip(1e7 // (self.num_units * self.options.num_points), 1, 32))
+        return int(np.clip(1e7 // (self.num_units * self.options.num_points), 1, AT_ONCE))
 
     def finish(self, params: Params) -> CoresetProblem:
         return self

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.custom_batching import sequential_vmap
 from jax.scipy.linalg import cho_solve, solve_triangular
 
 LOG_2PI = float(np.log(2 * np.pi))
@@ -24,6 +25,7 @@ def add_diagonal(matrix: Array, diagonal: Array) -> Array:
     return matrix.at[..., i, i].add(diagonal)
 
 
+@sequential_vmap
 def jittered_cholesky(matrix: Array) -> tuple[Array, Array]:
     """Lower factor of the matrix plus the least jitter that makes it positive definite, and that jitter.
 

@@ -21,7 +21,7 @@ from jax.scipy.linalg import lu_factor, lu_solve
 from ..base import Data, Estimator, Params
 from . import linalg, view
 from .posterior import Conditional, FunctionPosterior
-from .problem import ProcessProblem
+from .problem import AT_ONCE, ProcessProblem
 from .quadrature import LogLikelihood, expected, slopes, tilted
 from .view import gram
 
@@ -221,7 +221,7 @@ class SitesProblem(ProcessProblem):
     @property
     def batch(self) -> int:
         """By the time that the sweeps of one loss take."""
-        return int(np.clip(2e7 // self.num_units**3, 1, 32))
+        return int(np.clip(2e7 // self.num_units**3, 1, AT_ONCE))
 
     @property
     def site(self) -> str:

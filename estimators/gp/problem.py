@@ -19,6 +19,8 @@ from .posterior import FunctionPosterior
 from .quadrature import hermite, tilted
 from .view import Hyper, num_rows
 
+AT_ONCE = 4
+"""Most losses under one vmap: XLA's CPU back end has been seen to lock up on many factorisations at once."""
 MAX_JOINT = 4000
 """Most rows at which functions are drawn jointly."""
 
@@ -53,7 +55,7 @@ class ProcessProblem(Problem):
     @property
     def batch(self) -> int:
         """Losses that are evaluated at once: each holds a few n × n arrays."""
-        return int(np.clip(3e7 // max(self.num_units**2, 1), 1, 32))
+        return int(np.clip(3e7 // max(self.num_units**2, 1), 1, AT_ONCE))
 
     @property
     def num_units(self) -> int:
