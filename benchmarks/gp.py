@@ -1,6 +1,6 @@
 """Gaussian processes against scikit-learn, GPyTorch and GPJax, and how each estimator scales. `--quick` only runs.
 
-python benchmarks/gp.py
+python benchmarks/gp.py [evaluations] [state_space] [stochastic] [fits]
 """
 
 import sys
@@ -185,13 +185,17 @@ def stochastic():
     return out
 
 
+SECTIONS = {
+    "evaluations": ("one value and gradient, seconds", evaluations),
+    "state_space": ("state space, one value and gradient, seconds", state_space_scaling),
+    "stochastic": ("steps a second", stochastic),
+    "fits": ("whole fits", fits),
+}
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    results = {"one value and gradient, seconds": evaluations()}
-    print(results, flush=True)
-    results["state space, one value and gradient, seconds"] = state_space_scaling()
-    results["steps a second"] = stochastic()
-    results["whole fits"] = fits()
+    chosen = [a for a in sys.argv[1:] if a in SECTIONS] or list(SECTIONS)
+    results = {SECTIONS[name][0]: SECTIONS[name][1]() for name in chosen}
     print(results)
     if not QUICK:
         write("gp", results)
