@@ -178,10 +178,6 @@ class IterativeProblem(RegressionProblem):
     def deterministic(self) -> bool:
         return False
 
-    @property
-    def solver(self) -> str | None:
-        return None
-
     def loss(self, params: Params, rng_key: Array, data: Data) -> tuple[Array, Metrics]:
         r = self.hyper.regression(params, data)
         e = lax.stop_gradient(estimate(lax.stop_gradient(r), self.options, rng_key))
@@ -215,12 +211,6 @@ class IterativeProblem(RegressionProblem):
         if float(e.residual) > 0.01:
             lines.append("solves have not converged: raise num_iterations or rank")
         return lines
-
-    def sampler(self, params: Params) -> Any:
-        raise NotImplementedError
-
-    def draw(self, state: Any, params: Params, rng_key: Array) -> Any:
-        raise NotImplementedError
 
     def posterior(self, params: Params) -> None:
         return None

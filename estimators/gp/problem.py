@@ -50,7 +50,7 @@ class ProcessProblem(Problem):
 
     @property
     def solver(self) -> str | None:
-        return "lbfgs"
+        return "lbfgs" if self.deterministic else None
 
     @property
     def batch(self) -> int:
@@ -109,8 +109,9 @@ class ProcessProblem(Problem):
         double = jnp.result_type(float) == jnp.float64
         return (
             "the kernel matrix is not positive definite at these hyper-parameters, whatever the jitter: is the "
-            "kernel a "
-            "valid one, and are its inputs finite?" + ("" if double else " In single precision: set jax_enable_x64")
+            "kernel a valid one, and are its inputs finite?"
+            + ("" if double else " In single precision: set jax_enable_x64")
+            + ("" if double else " In single precision: set jax_enable_x64")
         )
 
     def posterior(self, params: Params) -> Posterior | None:
@@ -138,11 +139,6 @@ class ProcessProblem(Problem):
     def forecast(self, params: Params, data: Data) -> Forecast:
         """Predictive moments at the rows of other data (what is observed there does not matter)."""
         moments = _function_moments(self, params, data)
-        if self.hyper.observed:
-            (name,) = self.hyper.observed
-            mean, variance = moments[name]
-            noise = self.hyper.read(params, data).observed[name][0].noise
-            return Forecast(mean, variance + noise, {name: mean}, {name: variance})
         nodes, log_weights = hermite(len(moments))
         weights = jnp.exp(log_weights)[:, None]
 
@@ -160,11 +156,6 @@ class ProcessProblem(Problem):
     def predictive_log_density(self, params: Params, data: Data) -> Array:
         """log ∫ p(y_i | f_i) q(f_i) df_i of every row of other data, ``(n,)``."""
         moments = _function_moments(self, params, data)
-        if self.hyper.observed:
-            (name,) = self.hyper.observed
-            mean, variance = moments[name]
-            process, y = self.hyper.read(params, data).observed[name]
-            return log_density(y, mean, variance + process.noise)
         if len(moments) == 1:
             ((name, (mean, variance)),) = moments.items()
             return tilted(lambda f: self.hyper.read(params, data, {name: f}).log_prob, mean, variance)[0]

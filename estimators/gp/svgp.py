@@ -106,10 +106,6 @@ class SVGPProblem(ProcessProblem):
     def deterministic(self) -> bool:
         return False
 
-    @property
-    def solver(self) -> str | None:
-        return None
-
     def Z(self, params: Params, site: str) -> Array:
         return self.inputs[site] if self.inputs else params[_inputs_name(site)]
 
