@@ -111,7 +111,6 @@ class ProcessProblem(Problem):
             "the kernel matrix is not positive definite at these hyper-parameters, whatever the jitter: is the "
             "kernel a valid one, and are its inputs finite?"
             + ("" if double else " In single precision: set jax_enable_x64")
-            + ("" if double else " In single precision: set jax_enable_x64")
         )
 
     def posterior(self, params: Params) -> Posterior | None:
