@@ -55,6 +55,7 @@ from .objectives import (
     Objective,
     PowerMean,
 )
+from .recovery import RecoveryLikelihood
 from .score_matching import ScoreMatching
 from .smoothed_location import LocationInterval, SmoothedLocation, smoothed_interval
 
@@ -108,6 +109,7 @@ __all__ = [
     "Posterior",
     "PowerMean",
     "Problem",
+    "RecoveryLikelihood",
     "Renyi",
     "ScoreMatching",
     "SmoothedLocation",

@@ -142,15 +142,19 @@ class ContrastiveProblem(UnnormalisedProblem):
             values = self.values
             y = lax.scan(lambda y, key: (moves.gibbs(density, y, key, values), None), y, keys)[0]
             return memory | {"x": y, "key": batch_key, "count": memory["count"] + 1}
+        return self.walked(memory, density, y, keys, self.spread) | {"key": batch_key}
+
+    def walked(self, memory: Any, density: Callable, y: Array, keys: Array, width: Array) -> Any:
+        """The memory after as many Metropolis moves from y as there are keys, at steps in units of `width`."""
         step, target = moves.CONTINUOUS[self.kernel], moves.TARGETS[self.kernel]
 
         def move(carry: tuple, key: Array) -> tuple[tuple, Array]:
             y, log_step, count = carry
-            y, rate = step(density, y, key, jnp.exp(log_step) * self.spread)  # type: ignore[arg-type]
+            y, rate = step(density, y, key, jnp.exp(log_step) * width)
             return (y, moves.tuned(log_step, count, rate, target), count + 1), rate
 
         (y, log_step, count), rates = lax.scan(move, (y, memory["log_step"], memory["count"]), keys)
-        return memory | {"x": y, "log_step": log_step, "count": count, "rate": jnp.mean(rates), "key": batch_key}
+        return memory | {"x": y, "log_step": log_step, "count": count, "rate": jnp.mean(rates)}
 
     def loss(self, params: Params, rng_key: Array, data: Data) -> tuple[Array, Metrics]:
         x, log_density, scale = self.density(params, data, self.memory["key"])

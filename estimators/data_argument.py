@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from .likelihood import LikelihoodProblem
 
 
-def find(problem: LikelihoodProblem, argument: str | None, who: str) -> str:
+def find(problem: LikelihoodProblem, argument: str | None, who: str, inputs: tuple[str, ...] = ()) -> str:
     """Name of the data argument that the observed values come from, or that the factors depend on.
+
+    Args:
+        inputs: arguments that the energy depends on and that are not x.
 
     Raises:
         ValueError: no such argument, several of them, or units that are not the argument's leading axes.
@@ -34,7 +37,7 @@ def find(problem: LikelihoodProblem, argument: str | None, who: str) -> str:
     if argument is not None and argument not in arrays:
         raise ValueError(f"argument={argument!r} is no array among the data (there are: {', '.join(arrays) or 'none'})")
     if argument is None:
-        argument = _guess(problem, arrays, who)
+        argument = _guess(problem, {k: v for k, v in arrays.items() if k not in inputs}, who)
     shape, units = jnp.shape(data[argument]), problem.roles.unit_shape
     if problem.roles.subsampled and problem.options.subsample:
         return argument

@@ -17,6 +17,8 @@ Density = Callable[[Array], Array]
 TARGETS = {"langevin": 0.574, "hmc": 0.8}
 """Acceptance rates that step sizes are tuned to."""
 LEAPFROG = 8
+LONGEST = 2.0
+"""Root mean square of the drift of a Langevin proposal, in units of its step, at most."""
 
 
 def value_and_slope(density: Density, x: Array) -> tuple[Array, Array]:
@@ -39,14 +41,27 @@ def accept(key: Array, x: Array, new: Array, log_ratio: Array) -> tuple[Array, A
 
 
 def langevin(density: Density, x: Array, key: Array, step: Array) -> tuple[Array, Array]:
-    """Metropolis-adjusted Langevin: the next points and the mean chance of acceptance. `step` broadcasts with x."""
+    """Metropolis-adjusted Langevin: the next points and the mean chance of acceptance. `step` broadcasts with x.
+
+    The drift is cut off at `LONGEST` (An Adaptive Version for the Metropolis Adjusted Langevin Algorithm with a
+    Truncated Drift): where the density is steep a proposal would fly over its mass, and the chain never leave.
+    """
     noise_key, accept_key = random.split(key)
+
+    def drift(slope: Array) -> Array:
+        """In units of the step."""
+        d = 0.5 * step * slope
+        length = jnp.sqrt(jnp.mean(d**2, axis=-1, keepdims=True))
+        return d * jnp.where(length > LONGEST, LONGEST / length, 1.0)
+
     value, slope = value_and_slope(density, x)
-    new = x + 0.5 * step**2 * slope + step * random.normal(noise_key, x.shape, x.dtype)
+    ahead = drift(slope)
+    z = random.normal(noise_key, x.shape, x.dtype)
+    new = x + step * (ahead + z)
     new_value, new_slope = value_and_slope(density, new)
-    there = jnp.sum(((new - x - 0.5 * step**2 * slope) / step) ** 2, axis=-1)
-    back = jnp.sum(((x - new - 0.5 * step**2 * new_slope) / step) ** 2, axis=-1)
-    x, chance = accept(accept_key, x, new, new_value - value + 0.5 * (there - back))
+    back = z + ahead + drift(new_slope)
+    log_ratio = new_value - value + 0.5 * jnp.sum(z**2 - back**2, axis=-1)
+    x, chance = accept(accept_key, x, new, log_ratio)
     return x, jnp.mean(chance)
 
 

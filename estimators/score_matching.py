@@ -236,25 +236,35 @@ class PointwiseProblem(LikelihoodProblem):
 
         With a key and a subsampled plate: of one batch, each unit of which stands for `scale` of them.
         """
+        rows, placed, scale = self.placed(data, key)
+
+        def log_density(x: Array) -> Array:
+            moved, context = placed(x)
+            with context:
+                return LikelihoodProblem.terms(self, params, moved)[0] / scale
+
+        return rows, log_density, scale
+
+    def placed(self, data: Data, key: Array | None = None) -> tuple[Array, Callable, float]:
+        """As `density`, with a function that puts other x in the place of the data: the new data, and a context in
+        which the model is to run on them."""
         own = data[self.argument]
         shape = jnp.shape(own)
         if self.plate is None or key is None:
-
-            def log_density(x: Array) -> Array:
-                with nullcontext() if self.plate is None else full_plates():
-                    return LikelihoodProblem.terms(self, params, {**data, self.argument: x.reshape(shape)})[0]
-
-            return own.reshape(self.flat_shape), log_density, 1.0
+            whole = lambda: nullcontext() if self.plate is None else full_plates()  # noqa: E731
+            return (
+                own.reshape(self.flat_shape),
+                lambda x: ({**data, self.argument: x.reshape(shape)}, whole()),
+                1.0,
+            )
         name, size, batch = self.plate
         indices = random.choice(key, size, (batch,), replace=False)
-        scale = size / batch
 
-        def of_batch(x: Array) -> Array:
+        def of_batch(x: Array) -> tuple[Data, Any]:
             moved = own.at[indices].set(x.reshape(batch, *shape[1:]))
-            with batch_of(name, indices):
-                return LikelihoodProblem.terms(self, params, {**data, self.argument: moved})[0] / scale
+            return {**data, self.argument: moved}, batch_of(name, indices)
 
-        return own[indices].reshape(batch, -1), of_batch, scale
+        return own[indices].reshape(batch, -1), of_batch, size / batch
 
     def log_prior(self, params: Params, data: Data) -> Array:
         return LikelihoodProblem.terms(self, params, data)[2]

@@ -36,6 +36,11 @@ class Unnormalised(MLE):
     covariance: str | tuple[str, Any] = "sandwich"
     valid_covariances = ("sandwich", "bootstrap")
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Data arguments that the energy depends on and that are known not to be x."""
+        return ()
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_options(self, self.valid_covariances)
@@ -50,7 +55,8 @@ class Unnormalised(MLE):
         """
         problem: UnnormalisedProblem = cls.create(self, rng_key, model, data)  # type: ignore[assignment]
         check_latents(problem)
-        problem = replace(problem, argument=data_argument.find(problem, self.argument, type(self).__name__))
+        argument = data_argument.find(problem, self.argument, type(self).__name__, self.inputs)
+        problem = replace(problem, argument=argument)
         support = data_argument.support_of(problem, problem.params)
         problem = replace(problem, plate=subsampled_plate(problem), support=support)
         x, log_density, _ = problem.density(problem.params, problem.data)
