@@ -184,8 +184,10 @@ def _ours(estimator: Estimator | None, case: Case, seed: int, settings: Settings
     options["optimizer"] = None if case.optimizer is None else case.optimizer()
     options = {k: v for k, v in options.items() if v is not None}
 
+    model = case.models.get(type(estimator).__name__, case.model)
+
     def fitted(**more: Any) -> FitResult:
-        return fit(case.model, estimator, dict(case.data()), seed=seed, progress_bar=False, **{**options, **more})
+        return fit(model, estimator, dict(case.data()), seed=seed, progress_bar=False, **{**options, **more})
 
     result = fitted()
     arrays = {"losses": np.asarray(result.losses), **_arrays(result)}

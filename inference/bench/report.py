@@ -229,7 +229,7 @@ def _own(runs: pd.DataFrame, own: list[str], header: dict[str, Any], suite: Suit
         tables.append(text.rename_axis(str(case)))
     section = Section("Measures of this suite", [f"{m}: {header['measures'][m]}." for m in own], tables)
     section.words += [f"Claimed: {claim}" for claim in header["claims"]]
-    if suite is not None and suite.figure is not None:
+    if suite is not None and suite.figure is not None and tables:
         section.pictures["the figure of this suite"] = suite.figure(runs)
     return section
 

@@ -449,7 +449,6 @@ def test_bad_input_is_one_line(capsys, tmp_path, monkeypatch):
     assert "did you mean 'funnel'?" in fails(capsys, "sampling", "--models", "funel")
     assert "did you mean 'VIS'?" in fails(capsys, "sampling", "--estimators", "default,vsi")
     assert "git clone" in fails(capsys, "posteriordb")
-    assert "which this estimax does not have" in fails(capsys, "density")
     assert "at least 1" in fails(capsys, "conjugate", "--seeds", "0")
     assert "at least 0" in fails(capsys, "conjugate", "--jobs", "-1")
     assert not (tmp_path / "estimax-results").exists()

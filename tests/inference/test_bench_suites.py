@@ -130,8 +130,6 @@ def test_reference_draws_have_the_exact_moments(case):
 def test_unknown_suites_and_models_suggest_the_nearest(tmp_path, monkeypatch):
     with pytest.raises(BadInput, match=r"no suite 'conjugat'; did you mean 'conjugate'\?"):
         suites.load("conjugat")
-    with pytest.raises(BadInput, match="scores and flows, which this estimax does not have; there are: posteriordb"):
-        suites.load("density")
     with pytest.raises(BadInput, match=r"no model 'funel'; did you mean 'funnel'\?"):
         suites.restrict(suites.load("sampling"), ["funel"])
     monkeypatch.delenv("POSTERIORDB", raising=False)
