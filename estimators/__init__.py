@@ -40,6 +40,7 @@ from .gp import (
 from .guides import WhitenedNormal
 from .laplace import Laplace
 from .likelihood import MAP, MLE
+from .local_dsm import LocalDSM
 from .log_weight import LogWeight
 from .mcem import MCEM
 from .nce import NCE, ConditionalNCE
@@ -98,6 +99,7 @@ __all__ = [
     "IterativeGP",
     "Laplace",
     "LeaveOneOut",
+    "LocalDSM",
     "LocationInterval",
     "LogME",
     "LogNormalizer",

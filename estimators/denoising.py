@@ -55,7 +55,7 @@ class DenoisingScoreMatching(Matching):
         return "a models.diffusion.Diffusion (a score network and a noise process)"
 
     def matches(self, fn: Any) -> bool:
-        return hasattr(fn, "process") and hasattr(fn, "score")
+        return hasattr(fn, "process") and hasattr(fn.process, "alpha")
 
     def prepare(self, fn: Any, x: Array, rng_key: Array) -> Any:
         if not isinstance(self.times, str):
