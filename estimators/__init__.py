@@ -59,6 +59,8 @@ from .objectives import (
 from .recovery import RecoveryLikelihood
 from .score_matching import ScoreMatching
 from .smoothed_location import LocationInterval, SmoothedLocation, smoothed_interval
+from .sure_score import SUREScore, sure
+from .tweedie import GammaNoise, GaussianNoise, PoissonNoise
 
 __all__ = [
     "CHIVI",
@@ -94,6 +96,8 @@ __all__ = [
     "ForwardChi2",
     "ForwardKL",
     "GPEvidence",
+    "GammaNoise",
+    "GaussianNoise",
     "Grouped",
     "IWBound",
     "IterativeGP",
@@ -108,11 +112,13 @@ __all__ = [
     "MultiTaskGP",
     "NonConjugateGP",
     "Objective",
+    "PoissonNoise",
     "Posterior",
     "PowerMean",
     "Problem",
     "RecoveryLikelihood",
     "Renyi",
+    "SUREScore",
     "ScoreMatching",
     "SmoothedLocation",
     "SparseGP",
@@ -125,4 +131,5 @@ __all__ = [
     "log_me",
     "log_normalizer",
     "smoothed_interval",
+    "sure",
 ]
