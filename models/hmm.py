@@ -30,6 +30,7 @@ from numpyro.distributions.transforms import ExpTransform, OrderedTransform
 from numpyro.distributions.util import validate_sample
 
 from . import _statsmodels
+from .forward_backward import FLOOR, expected, filtered, log_likelihood
 from .registry import Model
 
 __all__ = [
@@ -44,10 +45,6 @@ __all__ = [
     "stationary",
     "transition_matrix",
 ]
-
-FLOOR = -1e30
-"""Stands for log 0 inside the recursions: derivatives of sums over impossible states stay finite."""
-
 
 class HiddenMarkov(dist.Distribution):
     """Series y_1 .. y_T emitted by a Markov chain of K hidden states, with the states summed out.
@@ -132,7 +129,7 @@ class HiddenMarkov(dist.Distribution):
         if (self.method or ("tree" if accelerated else "scan")) == "tree":
             total = _tree(self.log_initial, self.log_transition, log_emission)
         else:
-            total = _forward(self.log_initial, self.log_transition, log_emission)[1].sum(0)
+            total = log_likelihood(self.log_initial, self.log_transition, log_emission)
         return jnp.where(total < 0.5 * FLOOR, -jnp.inf, total)
 
     def filter(self, value: ArrayLike) -> tuple[Array, Array]:
@@ -140,27 +137,17 @@ class HiddenMarkov(dist.Distribution):
 
         The second adds up to `log_prob`, and is the pointwise likelihood by time.
         """
-        filtered, increments = _forward(self.log_initial, self.log_transition, self.log_emission(value))
-        return jnp.moveaxis(filtered, 0, -2), jnp.moveaxis(increments, 0, -1)
+        states, increments = filtered(self.log_initial, self.log_transition, self.log_emission(value))
+        return jnp.moveaxis(states, 0, -2), jnp.moveaxis(increments, 0, -1)
 
     def posterior_marginals(self, value: ArrayLike) -> Array:
         """p(state_t = k | y_1 .. y_T), (..., T, K)."""
-        return self._expected(value)[0]
+        states = expected(self.log_initial, self.log_transition, self.log_emission(value))[1]
+        return jnp.moveaxis(states, 0, -2)
 
     def expected_transitions(self, value: ArrayLike) -> Array:
         """Expected number of transitions i -> j given the series, (..., K, K): Baum and Welch's statistic."""
-        return self._expected(value)[1]
-
-    def _expected(self, value: ArrayLike) -> tuple[Array, Array]:
-        log_emission = self.log_emission(value)
-        shape = (*log_emission.shape[1:], self.num_states)
-
-        def total(log_emission: Array, log_transition: Array) -> Array:
-            return _forward(self.log_initial, log_transition, log_emission)[1].sum()
-
-        transition = jnp.broadcast_to(self.log_transition, shape).astype(log_emission.dtype)
-        states, transitions = jax.grad(total, argnums=(0, 1))(log_emission, transition)
-        return jnp.moveaxis(states, 0, -2), transitions
+        return expected(self.log_initial, self.log_transition, self.log_emission(value))[2]
 
     def viterbi(self, value: ArrayLike) -> tuple[Array, Array]:
         """The most probable path of states, int32 (..., T), and its log joint density with the series, (...)."""
@@ -206,21 +193,6 @@ class HiddenMarkov(dist.Distribution):
         states = jnp.moveaxis(states, -1, 0)[(..., *(None,) * self.event_dim)]
         chosen = jnp.take_along_axis(emitted, states, axis=-self.event_dim)
         return jnp.moveaxis(jnp.squeeze(chosen, -self.event_dim), 0, -self.event_dim)
-
-
-def _forward(log_initial: Array, log_transition: Array, log_emission: Array) -> tuple[Array, Array]:
-    """Forward recursion. `log_emission`: (T, ..., K). Returns log filtered (T, ..., K) and increments (T, ...)."""
-
-    def step(log_predicted: Array, log_emission: Array) -> tuple[Array, tuple[Array, Array]]:
-        log_joint = log_predicted + log_emission
-        increment = logsumexp(log_joint, axis=-1)
-        log_filtered = jnp.maximum(log_joint - increment[..., None], FLOOR)
-        log_predicted = logsumexp(log_filtered[..., :, None] + log_transition, axis=-2)
-        return log_predicted, (log_filtered, increment)
-
-    dtype = jnp.result_type(log_initial, log_transition, log_emission)
-    start = jnp.broadcast_to(log_initial, log_emission.shape[1:]).astype(dtype)
-    return lax.scan(step, start, log_emission.astype(dtype))[1]
 
 
 def _tree(log_initial: Array, log_transition: Array, log_emission: Array) -> Array:
