@@ -49,10 +49,7 @@ def x64_module():
         yield
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(autouse=True, scope="session")
 def quick_compile():
-    """Programs that run once are compiled without optimisation: that takes a third of the time."""
-    before = jax.config.read("jax_disable_most_optimizations")
+    """Most programs of the tests run a few times: compiled without optimisation they cost a half to two thirds."""
     jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
