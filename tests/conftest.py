@@ -9,6 +9,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core: threads of one only 
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 
+# Most programs of the tests run a few times: compiled without optimisation they cost a half to two thirds.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+
 import equinox as eqx
 import jax
 import pytest
@@ -49,7 +52,6 @@ def x64_module():
         yield
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(scope="module")
 def quick_compile():
-    """Most programs of the tests run a few times: compiled without optimisation they cost a half to two thirds."""
-    jax.config.update("jax_disable_most_optimizations", True)
+    """The environment variable above says it for every test."""
