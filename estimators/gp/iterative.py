@@ -84,34 +84,30 @@ def precondition(kernel: Any, X: Any, noise: Array, rank: int) -> Preconditioner
     return Preconditioner(jnp.where(keep, basis, 0.0), jnp.where(keep, 1 / jnp.sqrt(1 + values) - 1, 0.0))
 
 
-def blocks(X: Any, n: int) -> tuple[Any, Array]:
-    """Rows in blocks of equal size, the last one filled up with the first row; and which rows are real."""
-    size = max(1, min(n, BLOCK // n))
-    count = -(-n // size)
-    index = jnp.arange(count * size)
-    real = (index < n).reshape(count, size)
-    padded = jax.tree.map(lambda x: x[jnp.where(index < n, index, 0)].reshape(count, size, *x.shape[1:]), X)
-    return padded, real
+def blocks(X: Any, n: int) -> Any:
+    """Rows in blocks of equal size, each times all n at most `BLOCK` elements."""
+    return view.row_blocks(X, view.row_block(n, n, BLOCK))
 
 
 def matmul(kernel: Any, X: Any, v: Array) -> Array:
     """K v block by block; ``(n,)`` or ``(n, c)``."""
     n = len(v)
-    out = lax.map(lambda rows: kernel(rows, X) @ v, blocks(X, n)[0])
+    out = lax.map(lambda rows: kernel(rows, X) @ v, blocks(X, n))
     return out.reshape(-1, *v.shape[1:])[:n]
 
 
 def bilinear(kernel: Any, X: Any, left: Array, right: Array) -> Array:
     """Σ_c left_cᵀ K right_c for ``(n, c)`` arrays, differentiable in the kernel, one block at a time in both passes."""
     n = len(left)
-    rows, real = blocks(X, n)
-    lefts = jnp.where(real[..., None], blocks(left, n)[0], 0.0)
+    lefts = blocks(left, n)
+    real = (jnp.arange(lefts.shape[0] * lefts.shape[1]) < n).reshape(*lefts.shape[:2], 1)
+    lefts = jnp.where(real, lefts, 0.0)
 
     def one(args: tuple) -> Array:
         x, part = args
         return jnp.sum(part * (kernel(x, X) @ right))
 
-    return jnp.sum(lax.map(jax.checkpoint(one), (rows, lefts)))
+    return jnp.sum(lax.map(jax.checkpoint(one), (blocks(X, n), lefts)))
 
 
 class Estimate(NamedTuple):
@@ -234,9 +230,7 @@ class Projected(FunctionPosterior):
 
     def marginals(self, X: Any) -> tuple[Array, Array]:
         count, n = view.num_rows(X), len(self.alpha)
-        size = max(1, min(count, BLOCK // n))
-        index = jnp.minimum(jnp.arange(-(-count // size) * size), count - 1)
-        parts = jax.tree.map(lambda x: x[index].reshape(-1, size, *x.shape[1:]), X)
+        parts = view.row_blocks(X, view.row_block(count, n, BLOCK))
 
         def one(x: Any) -> tuple[Array, Array]:
             cross = self.kernel(x, self.X)

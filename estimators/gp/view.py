@@ -16,13 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jax import Array, random
+from jax import Array, lax, random
 from numpyro.primitives import Messenger
 from tinygp.noise import Diagonal
 from tinygp.numpyro_support import TinyDistribution
 
 from ..base import Data, Params
 from ..likelihood import MAP, LikelihoodProblem
+from .distance import quick
+
+BLOCK = 2**17
+"""Elements of a kernel matrix that are computed at once: they and what they are made of stay in the cache."""
 
 
 class Process(eqx.Module):
@@ -59,8 +63,28 @@ class Regression(NamedTuple):
 
 
 def gram(kernel: Any, X: Any, Z: Any = None) -> Array:
-    """Kernel matrix ``(n, m)``, recomputed where it is differentiated."""
-    return jax.checkpoint(lambda k, a, b: k(a, b))(kernel, X, X if Z is None else Z)
+    """Kernel matrix ``(n, m)``, recomputed where it is differentiated, some rows at a time in both passes."""
+    other = X if Z is None else Z
+    rows = jax.checkpoint(lambda k, a, b: k(a, b))
+    n = num_rows(X)
+    size = row_block(n, num_rows(other), BLOCK)
+    if size == n:
+        return rows(kernel, X, other)
+    blocks = lax.map(lambda x: rows(kernel, x, other), row_blocks(X, size))
+    return blocks.reshape(-1, blocks.shape[-1])[:n]
+
+
+def row_block(n: int, m: int, elements: int) -> int:
+    """Rows of an ``(n, m)`` matrix that make equal blocks of at most that many elements."""
+    return -(-n // -(-n // max(1, elements // max(m, 1))))
+
+
+def row_blocks(X: Any, size: int) -> Any:
+    """Rows in blocks ``(count, size)``, the last one filled up with the first row."""
+    n = num_rows(X)
+    index = jnp.arange(-(-n // size) * size)
+    index = jnp.where(index < n, index, 0).reshape(-1, size)
+    return jax.tree.map(lambda x: jnp.asarray(x)[index], X)
 
 
 def add_noise(matrix: Array, noise: Array) -> Array:
@@ -146,7 +170,7 @@ class Hyper(eqx.Module):
         log_prior = sum((jnp.sum(v) for n, v in log_probs.items() if n not in sites), jnp.zeros(()))
         latent, observed = {}, {}
         for name, (gp, value) in probe.found.items():
-            process = Process(gp.kernel, gp.X, gp.mean, jnp.broadcast_to(gp.noise.diagonal(), gp.mean.shape))
+            process = Process(quick(gp.kernel), gp.X, gp.mean, jnp.broadcast_to(gp.noise.diagonal(), gp.mean.shape))
             if name in self.observed:
                 observed[name] = (process, value)
             else:

@@ -1,0 +1,48 @@
+"""Dense algebra and kernel matrices against NumPy and tinygp."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tinygp import kernels, transforms
+
+from estimax.estimators.gp import linalg, view
+from estimax.estimators.gp.distance import Euclidean, quick
+
+pytestmark = pytest.mark.usefixtures("x64_module")
+
+
+def test_inverse_by_halves_equals_numpy():
+    n = 2 * linalg.LEAF + 41  # halves of halves, of unequal sizes
+    points = np.random.default_rng(0).uniform(0, 20, n)
+    matrix = np.exp(-np.abs(points[:, None] - points)) + 0.1 * np.eye(n)
+    found = jax.jit(linalg.inverse)(jnp.asarray(matrix))
+    np.testing.assert_allclose(found, np.linalg.inv(matrix), atol=1e-11)
+
+
+def test_kernel_matrix_in_blocks_equals_the_whole_and_so_does_its_derivative():
+    rng = np.random.default_rng(0)
+    X = jnp.asarray(rng.normal(size=(397, 3)))  # a prime: the last block is filled up
+    assert len(X) ** 2 > view.BLOCK
+    weights = jnp.asarray(rng.normal(size=(397, 397)))
+
+    def by(matrix):
+        def total(lengths):
+            return jnp.sum(weights * matrix(transforms.Linear(1 / lengths, kernels.ExpSquared()), X))
+
+        return jax.jit(jax.value_and_grad(total))(jnp.array([0.5, 1.0, 2.0]))
+
+    value, slope = by(lambda kernel, X: view.gram(quick(kernel), X))
+    expected, expected_slope = by(lambda kernel, X: kernel(X, X))
+    np.testing.assert_allclose(value, expected, rtol=1e-10)
+    np.testing.assert_allclose(slope, expected_slope, rtol=1e-10)
+
+
+def test_quick_distance_has_the_derivatives_of_tinygp_also_where_inputs_coincide():
+    X = jnp.array([[0.0, 1.0], [0.0, 1.0], [2.0, -1.0]])
+    plain = 1.5 * kernels.Matern32(distance=kernels.distance.L2Distance()) + kernels.Exp(2.0)
+    swapped = quick(plain)
+    assert isinstance(swapped.kernel1.kernel2.distance, Euclidean)
+    assert type(swapped.kernel2.distance) is type(plain.kernel2.distance)  # the sum of absolute values stays
+    slopes = [jax.jacobian(lambda x, k=k: k(x, x))(X) for k in (plain, swapped)]
+    np.testing.assert_allclose(slopes[1], slopes[0], atol=1e-14)
