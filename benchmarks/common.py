@@ -62,6 +62,12 @@ def paired(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int = 7)
     }
 
 
+def earlier(name: str) -> dict[str, Any]:
+    """Results that are there already, for scripts that run by sections."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else {}
+
+
 def write(name: str, results: dict[str, Any]) -> Path:
     """Write results with the environment, the command and the peak memory."""
     RESULTS.mkdir(exist_ok=True)

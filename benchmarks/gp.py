@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from common import write
-from tinygp import GaussianProcess, kernels
+from common import earlier, write
+from tinygp import GaussianProcess, kernels, transforms
 
 import estimax
 from estimax.estimators import SVGP, CoresetGP, GPEvidence, SparseGP, StateSpaceGP
@@ -46,55 +46,120 @@ def timed(run, repeats):
     return float(np.median(seconds))
 
 
-def evaluations(n=200 if QUICK else 1000, count=5 if QUICK else 200):
-    """Seconds of one value and gradient of the marginal likelihood."""
-    data = series(n)
-    out = {}
+def by_column(X, y):
+    amplitude = numpyro.param("amplitude", 1.0, constraint=POSITIVE)
+    lengths = numpyro.param("lengths", jnp.full(X.shape[1], 3.0), constraint=POSITIVE)
+    noise = numpyro.param("noise", 0.5, constraint=POSITIVE)
+    kernel = transforms.Linear(1 / lengths, kernels.Matern32(distance=kernels.distance.L2Distance()))
+    f = numpyro.sample("f", GaussianProcess(amplitude**2 * kernel, X, diag=1e-8).numpyro_dist())
+    numpyro.sample("y", dist.Normal(f, noise), obs=y)
+
+
+def columns(n, d=10):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(n, d))
+    return {"X": X, "y": np.sin(X[:, 0]) + 0.5 * X[:, 1] + 0.3 * rng.normal(size=n)}
+
+
+def ours(model, data, out):
+    """One value and gradient, as a call."""
     with jax.enable_x64(True):
         arrays = {k: jnp.asarray(v) for k, v in data.items()}
-        problem = GPEvidence().problem(jax.random.key(0), regression, None, arrays)
+        problem = GPEvidence().problem(jax.random.key(0), model, None, arrays)
         step = jax.jit(jax.value_and_grad(lambda p: problem.loss(p, None, arrays)[0]))
+        began = time.perf_counter()
         compiled = step.lower(problem.params).compile()
+        out["seconds to compile"] = time.perf_counter() - began
         memory = compiled.memory_analysis()
-        out["n x n arrays held"] = (memory.temp_size_in_bytes + memory.output_size_in_bytes) / 8 / n**2
-        points = [jax.tree.map(lambda x, i=i: x + 1e-3 * i, problem.params) for i in range(count)]
-        out["estimax"] = timed(lambda: [jax.block_until_ready(compiled(p)) for p in points], 1) / count
+        held = (memory.temp_size_in_bytes + memory.output_size_in_bytes) / 8 / len(data["y"]) ** 2
+        out["n x n arrays held"] = held
+
+    def once(i):
+        with jax.enable_x64(True):
+            jax.block_until_ready(compiled(jax.tree.map(lambda x: x + 1e-3 * i, problem.params)))
+
+    return once
+
+
+def of_scikit_learn(data, length):
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
-    kernel = ConstantKernel(1.0) * Matern(1.0, nu=1.5) + WhiteKernel(0.25)
-    peer = GaussianProcessRegressor(kernel, optimizer=None, alpha=0.0).fit(data["X"][:, None], data["y"])
-    few = max(count // 20, 2)
-    theta = [peer.kernel_.theta + 1e-3 * i for i in range(few)]
-    out["scikit-learn"] = timed(lambda: [peer.log_marginal_likelihood(t, eval_gradient=True) for t in theta], 1) / few
-    try:
-        import gpytorch
-        import torch
+    kernel = ConstantKernel(1.0) * Matern(length, nu=1.5) + WhiteKernel(0.25)
+    X = data["X"].reshape(len(data["y"]), -1)
+    peer = GaussianProcessRegressor(kernel, optimizer=None, alpha=0.0).fit(X, data["y"])
+    theta = peer.kernel_.theta
+    return lambda i: peer.log_marginal_likelihood(theta + 1e-3 * i, eval_gradient=True)
 
-        torch.set_default_dtype(torch.float64)
-        X, y = torch.tensor(data["X"]), torch.tensor(data["y"])
 
-        class Exact(gpytorch.models.ExactGP):
-            def __init__(self, likelihood):
-                super().__init__(X, y, likelihood)
-                self.mean_module = gpytorch.means.ZeroMean()
-                self.covar_module = gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(nu=1.5))
+def of_gpytorch(data, length):
+    import gpytorch
+    import torch
 
-            def forward(self, x):
-                return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
+    X, y = torch.tensor(data["X"]).reshape(len(data["y"]), -1), torch.tensor(data["y"])
+    likelihood = gpytorch.likelihoods.GaussianLikelihood().double()
 
-        likelihood = gpytorch.likelihoods.GaussianLikelihood()
-        model = Exact(likelihood)
-        mll = gpytorch.mlls.ExactMarginalLogLikelihood(likelihood, model)
+    class Exact(gpytorch.models.ExactGP):
+        def __init__(self):
+            super().__init__(X, y, likelihood)
+            self.mean_module = gpytorch.means.ZeroMean()
+            own = gpytorch.kernels.MaternKernel(nu=1.5, ard_num_dims=X.shape[1])
+            self.covar_module = gpytorch.kernels.ScaleKernel(own)
 
-        def once():
-            model.zero_grad()
-            with gpytorch.settings.max_cholesky_size(10_000):
-                (-mll(model(X), y)).backward()
+        def forward(self, x):
+            return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
 
-        out["gpytorch"] = timed(lambda: [once() for _ in range(few)], 1) / few
-    except ImportError:
-        print("gpytorch is not installed: left out")
+    model = Exact().double()
+    model.covar_module.base_kernel.lengthscale = torch.tensor(length, dtype=torch.float64)
+    likelihood.noise = torch.tensor(0.25, dtype=torch.float64)
+    mll = gpytorch.mlls.ExactMarginalLogLikelihood(likelihood, model)
+
+    def once(i):
+        model.zero_grad()
+        with gpytorch.settings.fast_computations(False, False, False):
+            (-mll(model(X), y)).backward()
+
+    return once
+
+
+def floor(data):
+    """Cholesky and inverse by LAPACK itself: without them there is no gradient, whatever the kernel costs."""
+    from scipy.linalg import lapack
+
+    r = np.sqrt(3) * np.abs(data["X"][:, None] - data["X"])
+    K = np.asfortranarray((1 + r) * np.exp(-r) + 0.25 * np.eye(len(r)))
+    return lambda i: lapack.dpotri(lapack.dpotrf(K, lower=1)[0], lower=1)
+
+
+def evaluations(n=200 if QUICK else 1000, rounds=2 if QUICK else 15):
+    """Seconds of one value and gradient of the marginal likelihood, all in turn; speed ratios are medians of rounds."""
+    out = {}
+    cases = {
+        "one length": (regression, series(n), 1.0),
+        "a length for each of 10 columns": (by_column, columns(n), np.full(10, 3.0)),
+    }
+    for name, (model, data, length) in cases.items():
+        row = out[name] = {}
+        calls = {"estimax": ours(model, data, row), "scikit-learn": of_scikit_learn(data, length)}
+        try:
+            calls["gpytorch"] = of_gpytorch(data, length)
+        except ImportError:
+            print("gpytorch is not installed: left out")
+        if data["X"].ndim == 1:
+            calls["LAPACK's Cholesky and inverse alone"] = floor(data)
+        for call in calls.values():
+            call(0)
+        times = {who: [] for who in calls}
+        for i in range(rounds):
+            for who, call in calls.items():
+                began = time.perf_counter()
+                call(i)
+                times[who].append(time.perf_counter() - began)
+        row["seconds"] = {who: float(np.median(t)) for who, t in times.items()}
+        row["speed over"] = {
+            who: float(np.median(np.divide(t, times["estimax"]))) for who, t in times.items() if who != "estimax"
+        }
+        print(name, row, flush=True)
     return out
 
 
@@ -152,7 +217,6 @@ def stochastic():
         import gpytorch
         import torch
 
-        torch.set_default_dtype(torch.float32)
         X, y = torch.tensor(data["X"], dtype=torch.float32)[:, None], torch.tensor(data["y"], dtype=torch.float32)
 
         class Model(gpytorch.models.ApproximateGP):
@@ -198,4 +262,4 @@ if __name__ == "__main__":
     results = {SECTIONS[name][0]: SECTIONS[name][1]() for name in chosen}
     print(results)
     if not QUICK:
-        write("gp", results)
+        write("gp", {**earlier("gp"), **results})

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from common import write
+from common import earlier, write
 from scipy.special import logsumexp
 from tinygp import GaussianProcess, kernels
 
@@ -197,4 +197,5 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     sections = {"evidence": evidence, "calibration": calibration, "dimension": dimension}
     chosen = [a for a in sys.argv[1:] if a in sections] or list(sections)
-    write("gp_studies", {name: sections[name]() for name in chosen})
+    for name in chosen:
+        write("gp_studies", {**earlier("gp_studies"), name: sections[name]()})

@@ -6,15 +6,20 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 from jax import random
+from numpyro.distributions import constraints
 from scipy import stats
 from scipy.special import logsumexp
 from sklearn.metrics import adjusted_rand_score
+from tinygp import GaussianProcess, kernels
 
 import estimax
 from estimax.estimators import MultiTaskGP
 from estimax.inference.data import prepare
+from estimax.models.kernels import SameTask
 from estimax.models.multi_task_growth import model, simulated
 
 pytestmark = pytest.mark.usefixtures("x64_module", "quick_compile")
@@ -114,6 +119,120 @@ def test_weights_of_draws_average_to_the_evidence(pair):
     assert abs(log_w.mean() - bound) < 4 * log_w.std() / np.sqrt(2000) + 1e-9
     exact = enumerated(data)[1].max()
     assert logsumexp(log_w) - np.log(2000) == pytest.approx(exact, abs=0.05)
+
+
+def test_observations_of_a_new_task_condition_its_predictions(single):
+    """`context`: with one cluster all rows are jointly Gaussian, and the truth is dense conditioning on them."""
+    problem, params, data, held_out = single
+    keep = held_out["task"] == 0
+    new = {k: held_out[k][keep] for k in ("t", "y")}
+    context = {"t": new["t"][:2], "task": np.full(2, 9), "y": new["y"][:2] + 1.0}
+    ask = {"t": new["t"][2:], "task": np.full(keep.sum() - 2, 9), "y": new["y"][2:]}
+    sizes = {k: data[k] for k in ("num_clusters", "num_tasks")}
+    asked, known = prepare(model, {**ask, **sizes}), prepare(model, {**context, **sizes})
+    found = eqx.filter_jit(problem.forecast)(params, asked, known)
+    both = {k: np.concatenate([data[k], context[k], ask[k]]) for k in ("t", "task", "y")}
+    mean, covariance = dense(both)
+    n = len(data["t"]) + 2
+    gain = covariance[n:, :n] @ np.linalg.inv(covariance[:n, :n])
+    np.testing.assert_allclose(found.mean, mean[n:] + gain @ (both["y"][:n] - mean[:n]), atol=1e-6)
+    np.testing.assert_allclose(found.variance, np.diag(covariance[n:, n:] - gain @ covariance[:n, n:]), atol=1e-6)
+
+
+def test_joint_draws_have_the_moments_of_dense_conditioning(single):
+    """Moments of 4000 draws within 4.5 of their standard errors."""
+    problem, params, data, held_out = single
+    rows = {k: v[::4] if k in ("t", "task", "y") else v for k, v in held_out.items()}
+    S = 4000
+    fresh = prepare(model, rows)
+    draws = jax.jit(lambda p: problem.simulate(p, random.key(0), fresh, S))(params)
+    assert set(draws) == {"y", "mean_0"}
+    y = np.asarray(draws["y"])
+    both = {k: np.concatenate([data[k], rows[k]]) for k in ("t", "task", "y")}
+    mean, covariance = dense(both)
+    n = len(data["t"])
+    gain = covariance[n:, :n] @ np.linalg.inv(covariance[:n, :n])
+    mean, covariance = mean[n:] + gain @ (data["y"] - mean[:n]), covariance[n:, n:] - gain @ covariance[:n, n:]
+    variance = np.diag(covariance)
+    assert np.abs((y.mean(0) - mean) / np.sqrt(variance / S)).max() < 4.5
+    spread = np.sqrt((np.outer(variance, variance) + covariance**2) / S)
+    assert np.abs((np.cov(y.T) - covariance) / spread).max() < 4.5
+
+
+def test_predictions_of_two_clusters_equal_those_of_all_labellings(pair):
+    """Mean and variance of the predictive mixture against enumeration; marginal draws against both, in standard
+    errors. What one partition leaves out is worth 0.01 of a standard deviation here."""
+    problem, params, data, _ = pair
+    _, terms = enumerated(data)
+    rows = {"t": np.array([0.5, 5.0, 9.0, 5.0]), "task": np.array([0, 1, 2, 3]), "y": np.zeros(4)}  # y is not seen
+    both = {k: np.concatenate([data[k], rows[k]]) for k in rows}
+    n = len(data["t"])
+    curve, own = gaussian(both["t"])
+    base = np.where(both["task"][:, None] == both["task"], own, 0) + NOISE * np.eye(n + 4)
+    means, variances = [], []
+    for z in itertools.product((0, 1), repeat=data["num_tasks"]):
+        label = np.array(z)[both["task"]]
+        covariance = base + np.where(label[:, None] == label, curve, 0)
+        gain = covariance[n:, :n] @ np.linalg.inv(covariance[:n, :n])
+        means.append(HYPER["level"] + gain @ (data["y"] - HYPER["level"]))
+        variances.append(np.diag(covariance[n:, n:] - gain @ covariance[:n, n:]))
+    w = np.exp(terms - logsumexp(terms))[:, None]
+    means, variances = np.array(means), np.array(variances)
+    mean = np.sum(w * means, 0)
+    variance = np.sum(w * (variances + (means - mean) ** 2), 0)
+    fresh = prepare(model, {**rows, **{k: data[k] for k in ("num_clusters", "num_tasks")}})
+    found = eqx.filter_jit(problem.forecast)(params, fresh)
+    assert np.abs((found.mean - mean) / np.sqrt(variance)).max() < 0.01
+    np.testing.assert_allclose(found.variance, variance, rtol=0.02)
+    S = 4000
+    y = np.asarray(jax.jit(lambda p: problem.marginal_draws(p, random.key(1), fresh, S))(params))
+    assert np.abs((y.mean(0) - found.mean) / np.sqrt(found.variance / S)).max() < 4.5
+    kurtosis = stats.kurtosis(y, fisher=False)
+    assert np.abs((y.var(0) - found.variance) / (found.variance * np.sqrt((kurtosis - 1) / S))).max() < 4.5
+
+
+def test_a_task_may_have_hyper_parameters_of_its_own(single):
+    """Noise a task, against the dense evidence; a task that the fit has not seen has none."""
+    _, _, data, held_out = single
+
+    def own_noise(t, task, y, num_clusters, num_tasks):
+        noise = numpyro.param("noise", jnp.linspace(0.2, 0.6, num_tasks), constraint=constraints.positive)
+        curve = GaussianProcess(HYPER["mean_scale"] ** 2 * kernels.ExpSquared(HYPER["mean_length"]), t, diag=1e-6,
+                                mean=HYPER["level"])  # fmt: skip
+        means = jnp.stack([numpyro.sample("mean_0", curve.numpyro_dist())])
+        with numpyro.plate("task", num_tasks):
+            cluster = numpyro.sample("cluster", dist.Categorical(probs=jnp.ones(1)))
+        kernel = SameTask(HYPER["task_scale"] ** 2 * kernels.Matern52(HYPER["task_length"]))
+        # tasks that are new have no noise of their own: the last one's is taken, and never used
+        variance = noise[jnp.minimum(task, num_tasks - 1)] ** 2
+        mean = means[cluster[task], jnp.arange(len(t))]
+        gp = GaussianProcess(kernel, (t, task), diag=variance, mean_value=mean)
+        numpyro.sample("y", gp.numpyro_dist(), obs=y)
+
+    problem = MultiTaskGP().problem(random.key(0), own_noise, None, prepare(own_noise, data))
+    mean, covariance = dense(data)
+    noise = np.linspace(0.2, 0.6, data["num_tasks"])[data["task"]] ** 2 + 1e-6
+    covariance = covariance - NOISE * np.eye(len(mean)) + np.diag(noise)
+    truth = stats.multivariate_normal(mean, covariance).logpdf(data["y"])
+    assert eqx.filter_jit(problem.objective)(problem.params, problem.data) == pytest.approx(truth, abs=1e-6)
+    new = {**held_out, "task": np.full_like(held_out["task"], 7)}
+    with pytest.raises(Exception, match="new tasks have no 'noise'"):
+        jax.block_until_ready(problem.forecast(problem.params, prepare(own_noise, new)).mean)
+
+
+def test_remarks_name_sizes_doubt_and_empty_clusters(pair):
+    problem, params, _, labels = pair
+    sure = problem.remarks(params)
+    sizes = [float(x) for x in sure[0].split(": ")[1].split(", ")]
+    np.testing.assert_allclose(sorted(sizes), sorted(np.bincount(labels)), atol=0.1)
+    assert sure[1] == "0 of 6 tasks belong to no cluster with 90% probability"
+    assert not any("settle" in line for line in sure)
+    # curves that hardly differ from their tasks leave every label in doubt
+    vague = problem.remarks({**params, "task_scale": params["task_scale"] + 3.0, "noise": params["noise"] + 3.0})
+    assert vague[1] == "6 of 6 tasks belong to no cluster with 90% probability"
+    # nothing is expected of the second cluster
+    lone = problem.unconstrain({**HYPER, "weights": jnp.array([1.0 - 1e-9, 1e-9]), "task_scale": 5.0})
+    assert any("is empty: fewer clusters say the same" in line for line in problem.remarks(lone))
 
 
 def test_gradient_at_the_fixed_point_equals_differences(pair):
