@@ -6,7 +6,7 @@ import logging
 import textwrap
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,9 @@ from tqdm.auto import tqdm
 from ..estimators.base import Estimator
 from . import predictive
 from .data import check_model, prepare
-from .evidence import estimate
 from .fit import DEFAULT_STEPS, fit
 from .result import FitResult
-from .start import find_start
+from .start import Start, find_start
 
 _log = logging.getLogger(__name__)
 
@@ -201,6 +200,8 @@ def compare(
                     model, estimator, data, guide=guide, start=start, seed=seed, progress_bar=False,
                     **{"on_progress": bar.progress, **options},
                 )  # fmt: skip
+                if result.start is not None and isinstance(start, Start):
+                    result = replace(result, start=start)  # this model's own: what it says of the evidence holds
             except KeyboardInterrupt:
                 interrupted = True
                 break
@@ -295,7 +296,7 @@ def _measure(result: FitResult, reference: dict[str, np.ndarray] | None, num_sam
             point["mean_error"] = posterior_error(alone, reference)[0]
         return point
     log_w = np.asarray(result.log_weights(num_samples, seed=seed + 1))
-    e = estimate(log_w)
+    e = result.evidence_of(log_w)
     row: dict[str, Any] = {
         "log_evidence": e.value,
         "stderr": e.stderr,

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pandas as pd
 
-from .evidence import Evidence
+from .evidence import MOST_MISSED, Evidence
 from .likelihood import information_trace
 
 if TYPE_CHECKING:
@@ -147,7 +147,13 @@ def _advice(result: FitResult, evidence: Evidence, start: Evidence | None, drift
         advice.append(f"the run was cut short ({result.status}): go on with result.resume(num_steps)")
     if drift < -3:
         advice.append("the loss was still falling at the end: take more steps (result.resume(num_steps))")
-    if evidence.verdict == "good":
+    if evidence.missed > MOST_MISSED:
+        advice.append(
+            f"searches for a start ended at separate modes, and the draws miss at least {evidence.missed:.0%} of the "
+            "posterior: the guide sits at one mode or a few. Where modes are relabellings of one another, order the "
+            "parameters (constraints.ordered_vector); else give each mode a fit of its own (start= a dict) or take NUTS"
+        )
+    elif evidence.verdict == "good":
         advice.append(
             'weighted draws can be trusted: take sample(resample="psis"), and the evidence to its standard error'
         )

@@ -26,6 +26,9 @@ class Evidence:
     khat: float
     ess: float
     num_samples: int
+    missed: float = 0.0
+    """Share of the posterior, at least, that the draws never see: a lower bound of the log evidence from elsewhere (the
+    modes where searches for a start ended) lies above `value` by more than both errors."""
     local: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -34,6 +37,8 @@ class Evidence:
 
     @property
     def verdict(self) -> str:
+        if self.missed > MOST_MISSED:
+            return "do not use"
         return verdict(self.khat, self.num_samples, self.ess)
 
     def __str__(self) -> str:
@@ -41,6 +46,9 @@ class Evidence:
             f"log evidence {self.value:.3f} ± {self.stderr:.3f} (ELBO {self.elbo:.3f}, k̂ {self.khat:.2f}: "
             f"{self.verdict}, ESS {self.ess:.0f} of {self.num_samples})"
         )
+
+
+MOST_MISSED = 0.1
 
 
 def khat_threshold(num_samples: int) -> float:
@@ -61,8 +69,12 @@ def verdict(khat: float, num_samples: int, ess: float = 0.0) -> str:
     return "ok" if khat < 1 and ess >= 0.96 * num_samples else "do not use"
 
 
-def estimate(log_weights: np.ndarray) -> Evidence:
-    """Evidence from log-weights of shape ``(S, *local plates)``."""
+def estimate(log_weights: np.ndarray, bound: tuple[float, float] = (math.nan, math.nan)) -> Evidence:
+    """Evidence from log-weights of shape ``(S, *local plates)``.
+
+    Args:
+        bound: a lower bound of log p(x) known from elsewhere, with its standard error; NaN: none.
+    """
     given = np.asarray(log_weights)
     num_samples, shape = given.shape[0], given.shape[1:]
     columns = given.reshape(num_samples, -1).T
@@ -75,12 +87,16 @@ def estimate(log_weights: np.ndarray) -> Evidence:
         ess = relative.sum(0) ** 2 / (relative**2).sum(0)
     khat = np.array([psis(column)[1] for column in columns])
     local = {"value": value, "stderr": stderr, "khat": khat, "ess": ess} if shape else {}
+    total, error = float(value.sum()), float(np.sqrt((stderr**2).sum()))
+    rounding = float(np.finfo(given.dtype).eps) * abs(total)
+    excess = bound[0] - total - 4 * (math.hypot(bound[1], error) + rounding)
     return Evidence(
-        value=float(value.sum()),
-        stderr=float(np.sqrt((stderr**2).sum())),
+        value=total,
+        stderr=error,
         elbo=float(flat.mean(0).sum()),
         khat=float(np.max(khat)),
         ess=float(np.min(ess)),
         num_samples=num_samples,
+        missed=1 - math.exp(-excess) if excess > 0 else 0.0,
         local={k: v.reshape(shape) for k, v in local.items()},
     )

@@ -42,7 +42,8 @@ def comparison(c: Comparison) -> dict[str, Figure]:
     if measured:
         seed = c.seed + 1  # the draws that the table was made of
         figures["weights"] = weights(
-            {name: np.asarray(r.log_weights(c.num_samples, seed=seed)) for name, r in measured.items()}
+            {name: np.asarray(r.log_weights(c.num_samples, seed=seed)) for name, r in measured.items()},
+            dict(c.frame["verdict"]),
         )
         sizes = {name: affordable(r, c.num_samples) for name, r in measured.items()}
         own = {name: r.sample(sizes[name], seed=seed) for name, r in measured.items()}
@@ -70,9 +71,9 @@ def fit_figure(result: FitResult, *, num_samples: int = 4000, seed: int = 0) -> 
     level = None
     if latent:
         log_w = np.asarray(result.log_weights(num_samples, seed=seed))
-        evidence = estimate(log_w)
+        evidence = result.evidence_of(log_w)
         level = -evidence.value if evidence.verdict != "do not use" else None
-        _weights(axes[1], {name: log_w})
+        _weights(axes[1], {name: log_w}, {name: evidence.verdict})
         axes[1].legend(loc="lower left", fontsize=8, framealpha=0.9)
         axes[1].set_title("Tail of the importance weights: the steeper, the better", fontsize=10)
     _loss(axes[0], result.losses, COLORS[0])
@@ -211,7 +212,7 @@ def _level(c: Comparison) -> float | None:
 # --- weights -------------------------------------------------------------------------------------------------------
 
 
-def weights(log_weights: dict[str, np.ndarray]) -> Figure:
+def weights(log_weights: dict[str, np.ndarray], verdicts: dict[str, str] | None = None) -> Figure:
     """How much of the draws has a weight beyond a multiple of the mean weight, on two logarithmic scales.
 
     A Pareto tail of index k̂ is a straight line of slope −1/k̂ there: a steep fall is good, a flat tail means that few
@@ -219,10 +220,11 @@ def weights(log_weights: dict[str, np.ndarray]) -> Figure:
 
     Args:
         log_weights: by estimator, ``(num_samples, *local plates)``; of local latents the datum with the worst k̂.
+        verdicts: by estimator; None, or one that is missing: that of k̂ alone.
     """
     figure = Figure(figsize=(9.0, 5.0), layout="constrained")
     axes = figure.subplots()
-    _weights(axes, log_weights)
+    _weights(axes, log_weights, verdicts or {})
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=9, frameon=False)
     title = "Tails of the importance weights: the steeper, the better"
     if any(np.ndim(log_w) > 1 for log_w in log_weights.values()):
@@ -231,7 +233,7 @@ def weights(log_weights: dict[str, np.ndarray]) -> Figure:
     return figure
 
 
-def _weights(axes: Axes, log_weights: dict[str, np.ndarray]) -> None:
+def _weights(axes: Axes, log_weights: dict[str, np.ndarray], verdicts: dict[str, str]) -> None:
     lowest, right = 1.0, 10.0
     for i, (name, log_w) in enumerate(log_weights.items()):
         evidence = estimate(log_w)
@@ -239,7 +241,7 @@ def _weights(axes: Axes, log_weights: dict[str, np.ndarray]) -> None:
         exceedance = np.arange(len(relative), 0, -1) / len(relative)
         shown = relative > 1e-3
         exact = evidence.khat == -np.inf
-        label = f"{name}: " + ("exact" if exact else f"k̂ {evidence.khat:.2f}, {evidence.verdict}")
+        label = f"{name}: " + ("exact" if exact else f"k̂ {evidence.khat:.2f}, {verdicts.get(name, evidence.verdict)}")
         covers = any(np.array_equal(log_w, earlier) for earlier in list(log_weights.values())[:i])
         style: dict[str, Any] = {
             "color": COLORS[i % len(COLORS)],

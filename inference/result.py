@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -37,7 +38,8 @@ def in_session_precision(tree: Any) -> Any:
             and x.dtype in (np.float64, np.int64)
             and jax.numpy.result_type(float) != np.float64
         ):
-            return jax.numpy.asarray(np.asarray(x))
+            with jax.enable_x64(True):
+                return x.astype(jax.dtypes.canonicalize_dtype(x.dtype.name.replace("64", "32")))
         return x
 
     return jax.tree.map(cast, tree)
@@ -161,7 +163,12 @@ class FitResult:
 
     def log_evidence(self, num_samples: int = 1000, *, seed: int = 0) -> Evidence:
         """Importance-sampling estimate of log p(x) with its standard error, the ELBO, k̂ and ESS, from fresh draws."""
-        return evidence_module.estimate(np.asarray(self.log_weights(num_samples, seed=seed)))
+        return self.evidence_of(np.asarray(self.log_weights(num_samples, seed=seed)))
+
+    def evidence_of(self, log_weights: np.ndarray) -> Evidence:
+        """The same from `log_weights` at hand, ``(num_samples, *local plates)``."""
+        bound = (math.nan, math.nan) if self.start is None else (self.start.bound, self.start.bound_stderr)
+        return evidence_module.estimate(log_weights, bound)
 
     def diagnose(self, num_samples: int = 4000, *, seed: int = 0) -> Diagnosis | PointDiagnosis:
         """Numbers, and in words what to trust and what to try next.
@@ -327,7 +334,8 @@ class FitResult:
         For amortised guides and models without local latents; a guide with parameters per datum does not fit new data.
         """
         prepared = prepare(self.model, data)
-        return replace(self, data=prepared, problem=replace(self.problem, data=prepared))  # type: ignore[type-var]
+        start = None if self.start is None else self.start.elsewhere()
+        return replace(self, data=prepared, problem=replace(self.problem, data=prepared), start=start)  # type: ignore[type-var]
 
     def at_start(self) -> FitResult:
         """The same fit before its first step: to see what refining brought."""

@@ -20,6 +20,8 @@ from jax import Array, random
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 from numpyro.infer.initialization import init_to_uniform, init_to_value
+from scipy.linalg import solve_triangular
+from scipy.special import logsumexp
 
 from ..estimators import unconstrained as space
 from ..estimators.guided import full_plates
@@ -53,6 +55,10 @@ class Start:
     log_joint: float = float("nan")
     elbo: float = float("nan")
     """Monte Carlo ELBO of the Gaussian at the start (100 draws), by which starts are compared."""
+    bound: float = float("nan")
+    """ELBO of the mixture of the Gaussians at all points where searches ended: no more than the log evidence. NaN where
+    the model has parameters of its own, which the fit then moves."""
+    bound_stderr: float = float("nan")
     gradient_norm: float = float("nan")
     """Length of the Newton step at the chosen point, in units of posterior standard deviations."""
     condition_number: float = float("nan")
@@ -60,6 +66,10 @@ class Start:
     curvature: str = "none"
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
+
+    def elsewhere(self) -> Start:
+        """The same place for another model or other data, of whose evidence it knows nothing."""
+        return replace(self, bound=float("nan"), bound_stderr=float("nan"))
 
     def __str__(self) -> str:
         text = f"start: {self.method}, curvature: {self.curvature}"
@@ -80,6 +90,8 @@ class _Point(eqx.Module):
     scale: Array
     log_joint: Array
     elbo: Array
+    log_p: Array
+    """Log joint at the draws that gave the ELBO."""
     gradient_norm: Array
     condition_number: Array
     diagonal: Array
@@ -154,8 +166,8 @@ def _newton(target: _Target, z: Array, max_steps: int = 50) -> tuple[Array, Arra
     return z, hessian(z)
 
 
-def _score(target: _Target, loc: Array, scale: Array, noise: Array) -> Array:
-    """Monte Carlo ELBO of N(loc, scale scaleᵀ); −inf where any draw has no density."""
+def _score(target: _Target, loc: Array, scale: Array, noise: Array) -> tuple[Array, Array]:
+    """Monte Carlo ELBO of N(loc, scale scaleᵀ), −inf where any draw has no density; and log p of the draws."""
     if scale.ndim == 2:
         draws, log_volume = loc + noise @ scale.T, jnp.sum(jnp.log(jnp.abs(jnp.diag(scale))))
     else:
@@ -164,7 +176,7 @@ def _score(target: _Target, loc: Array, scale: Array, noise: Array) -> Array:
     # log q of the draws, not its mean: what is Gaussian in log p then cancels draw by draw
     log_q = -0.5 * jnp.sum(noise**2, 1) - 0.5 * loc.shape[0] * jnp.log(2 * jnp.pi) - log_volume
     elbo = jnp.mean(log_p - log_q)
-    return jnp.where(jnp.isfinite(elbo), elbo, -jnp.inf)
+    return jnp.where(jnp.isfinite(elbo), elbo, -jnp.inf), log_p
 
 
 @eqx.filter_jit
@@ -200,7 +212,7 @@ def _laplace(target: _Target, starts: Array, noise: Array, exact: bool) -> _Poin
                 scale = diagonal = jnp.sqrt(jnp.abs(variance))
             condition = jnp.array(jnp.nan)
             newton_step = jnp.linalg.norm(diagonal * jax.grad(target.potential)(z))
-        return _Point(z, scale, target(z), _score(target, z, scale, noise), newton_step, condition, diagonal)
+        return _Point(z, scale, target(z), *_score(target, z, scale, noise), newton_step, condition, diagonal)
 
     return jax.vmap(one)(starts)
 
@@ -217,7 +229,7 @@ def _prior(target: _Target, keys: Array, noise: Array) -> _Point:
     draws = jax.lax.map(draw, keys, batch_size=100)
     loc, scale = jnp.mean(draws, 0), jnp.maximum(jnp.std(draws, 0), 1e-6)
     nan = jnp.array(jnp.nan)
-    return _Point(loc, scale, target(loc), _score(target, loc, scale, noise), nan, nan, scale)
+    return _Point(loc, scale, target(loc), *_score(target, loc, scale, noise), nan, nan, scale)
 
 
 @eqx.filter_jit
@@ -227,13 +239,13 @@ def _curvature_at(target: _Target, z: Array, noise: Array) -> _Point:
     scale, condition = _factor(hessian)
     newton_step = jnp.linalg.norm(scale.T @ jax.grad(target.potential)(z))
     diagonal = 1 / jnp.sqrt(jnp.abs(jnp.diag(hessian)))
-    return _Point(z, scale, target(z), _score(target, z, scale, noise), newton_step, condition, diagonal)
+    return _Point(z, scale, target(z), *_score(target, z, scale, noise), newton_step, condition, diagonal)
 
 
 @eqx.filter_jit
 def _unit_scale(target: _Target, z: Array, noise: Array) -> _Point:
     one, nan = jnp.ones(z.shape[0]), jnp.array(jnp.nan)
-    return _Point(z, one, target(z), _score(target, z, one, noise), nan, nan, one)
+    return _Point(z, one, target(z), *_score(target, z, one, noise), nan, nan, one)
 
 
 @eqx.filter_jit
@@ -249,7 +261,7 @@ def _pathfinder(target: _Target, starts: Array, keys: Array, noise: Array) -> _P
         loc = state.position + covariance @ state.grad_position
         scale = jnp.linalg.cholesky((covariance + covariance.T) / 2)
         nan = jnp.array(jnp.nan)
-        return _Point(loc, scale, target(loc), _score(target, loc, scale, noise), nan, nan, correction)
+        return _Point(loc, scale, target(loc), *_score(target, loc, scale, noise), nan, nan, correction)
 
     return jax.vmap(one)(starts, keys)
 
@@ -281,7 +293,7 @@ def find_start(
         ValueError: an unknown method, a discrete latent, or a dict that names no latent site.
     """
     if isinstance(method, Start):
-        return method
+        return method.elsewhere()
     if isinstance(method, str) and method not in METHODS:
         raise ValueError(f"start must be one of {', '.join(METHODS)}, a dict of values or a Start, got {method!r}")
     began = time.perf_counter()
@@ -330,7 +342,11 @@ def _find(model: Callable, data: dict, theta: dict, method: Any, seed: int, num_
         for name in order:
             points, curvature = _search(name, target, starts, key_prior, noise, notes)
             if points is not None and np.isfinite(points.elbo).any():
-                return _best_of(name, points, sites, curvature, notes)
+                found = _best_of(name, points, sites, curvature, notes)
+                if theta:
+                    return found
+                bound, uncertain = mixture_bound(points.loc, points.scale, points.elbo, points.log_p, noise)
+                return replace(found, bound=bound, bound_stderr=uncertain)
             notes.append(f"{name} found no point with a finite ELBO")
     try:
         point = _prior(target, random.split(key_prior, 1000), noise)
@@ -344,12 +360,55 @@ def _best_of(name: str, points: _Point, sites: tuple, curvature: str, notes: lis
     """The candidate of highest ELBO: a broad mode beats a high but narrow one."""
     elbo, value = np.asarray(points.elbo), np.asarray(points.log_joint)
     best = int(np.argmax(elbo))
-    agree = int(np.sum(np.abs(value - value[best]) < 1e-3 * (1 + points.loc.shape[1])))
+    distance = _distance(np.asarray(points.loc - points.loc[best]), np.asarray(points.scale[best]))
+    # as high, and less than a posterior sd away: modes that mirror each other are as high too
+    agree = int(np.sum((np.abs(value - value[best]) < 1e-3 * (1 + points.loc.shape[1])) & (distance < 1)))
     others = int(np.sum(np.isfinite(elbo))) - agree
     if others > 0 and name == "laplace":
         notes.append(f"{others} of {len(elbo)} searches ended elsewhere: the posterior may have several modes")
     chosen = jax.tree.map(lambda x: x[best], points)
     return _chosen(name, chosen, sites, len(elbo), agree, curvature, notes)
+
+
+def _distance(gap: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Lengths ``(n,)`` of vectors ``(n, D)`` in units of a Gaussian's standard deviations."""
+    whitened = solve_triangular(scale, gap.T, lower=True).T if scale.ndim == 2 else gap / scale
+    return np.linalg.norm(whitened, axis=1)
+
+
+def mixture_bound(loc: Any, scale: Any, elbo: Any, log_p: Any, noise: Any) -> tuple[float, float]:
+    """ELBO of a mixture of Gaussians, and its Monte Carlo standard error: a lower bound of log ∫ p.
+
+    Where the Gaussians lie apart it is the logarithm of the sum of exp(their own ELBOs), so it counts every mode that
+    was found, once: of Gaussians within an sd of each other the better one is taken.
+
+    Args:
+        loc, scale: of M Gaussians, ``(M, D)`` and ``(M, D, D)`` lower triangular or ``(M, D)``.
+        elbo: of each, ``(M,)``; the mixture's weights are their exponentials. Not finite: left out.
+        log_p: at the draws loc + scale noise, ``(M, S)``.
+        noise: ``(S, D)``, the second half the negative of the first.
+    """
+    loc, scale, elbo, log_p = (np.asarray(a) for a in (loc, scale, elbo, log_p))
+    kept: list[int] = []
+    for i in np.argsort(-elbo, kind="stable"):
+        weighs = elbo[i] > np.max(elbo) - 20
+        if weighs and all(_distance(loc[i : i + 1] - loc[j], scale[j])[0] > 1 for j in kept):  # else the same mode
+            kept.append(int(i))
+    loc, scale, log_p = loc[kept], scale[kept], log_p[kept]
+    noise, log_share = np.asarray(noise), elbo[kept] - logsumexp(elbo[kept])
+    full = scale.ndim == 3
+    draws = loc[:, None] + (np.einsum("sd,mcd->msc", noise, scale) if full else noise * scale[:, None])
+    volume = np.log(np.abs(np.diagonal(scale, axis1=1, axis2=2) if full else scale)).sum(1)
+    log_q = []
+    for own_loc, own_scale, own_volume in zip(loc, scale, volume, strict=True):
+        distance = _distance((draws - own_loc).reshape(-1, loc.shape[1]), own_scale)
+        log_q.append(-0.5 * distance**2 - own_volume)
+    log_mixture = logsumexp(np.stack(log_q) + log_share[:, None], axis=0) - 0.5 * loc.shape[1] * np.log(2 * np.pi)
+    ratio = log_p - log_mixture.reshape(log_p.shape)
+    half = len(noise) // 2
+    pairs = 0.5 * (ratio[:, :half] + ratio[:, half:])
+    share = np.exp(log_share)
+    return float(share @ pairs.mean(1)), float(np.sqrt(share**2 @ pairs.var(1, ddof=1) / half))
 
 
 def _search(

@@ -21,7 +21,6 @@ import numpy as np
 
 from ...estimators.base import Estimator
 from ..compare import has_posterior
-from ..evidence import estimate
 from ..files import BadInput, load_function, nearest_word
 from ..fit import _optimizer, default_estimator, fit
 from ..lookup import available_estimators, fields, make_estimators
@@ -202,7 +201,7 @@ def _ours(estimator: Estimator | None, case: Case, seed: int, settings: Settings
     # Draw i depends on the seed and on i alone: one size, compiled once, has the draws of all smaller ones in front.
     size = proposal_size(settings.num_samples)
     log_w = np.asarray(result.log_weights(size, seed=seed))[:EVIDENCE_DRAWS]
-    e = estimate(log_w)
+    e = result.evidence_of(log_w)
     measures: dict[str, Any] = {
         "log_evidence": e.value, "stderr": e.stderr, "elbo": e.elbo, "khat": e.khat, "verdict": e.verdict, "ess": e.ess,
     }  # fmt: skip
