@@ -7,8 +7,8 @@
             numpyro.sample("x", FlowDensity(flow), obs=numpyro.subsample(x, event_dim=1))
 
 `MLE` trains it by its likelihood, `EBFlow` by its score. Real NVP is flowjax's `coupling_flow`, with a
-`RationalQuadraticSpline` as its transformer a neural spline flow; `masked_autoregressive_flow` is that. FFJORD is
-`models.transport.Flow`.
+`RationalQuadraticSpline` as its transformer a neural spline flow; `masked_autoregressive_flow` is that. Residual
+flows are in `models.residual_flow`, FFJORD is `models.transport.Flow`.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def pull(x, t):
     return 4 * (x - x**3)
 
 
-OU = NonlinearProcess(relax, 5.0**0.5, num_steps=4)
+OU = NonlinearProcess(relax, 5.0**0.5)
 
 
 def test_transitions_of_a_linear_drift_are_exact():
@@ -94,7 +94,7 @@ def test_double_well_against_the_fokker_planck_equation():
     grid, p = fokker_planck(t, 0.6, 0.3, 1.5)
     score = np.gradient(np.log(p), grid)
     below = np.cumsum(p) / p.sum()
-    process = NonlinearProcess(pull, 1.5, num_steps=32)
+    process = NonlinearProcess(pull, 1.5)
     start = 0.6 + 0.3 * random.normal(random.key(1), (n, 1))
 
     def gaps(interval):
