@@ -123,6 +123,26 @@ def test_conditional_draws_without_derivative_are_exact_for_independent_coordina
     np.testing.assert_array_less(np.abs(np.cov(draws.T) - cov), 4 * np.sqrt(2 / n) + 0.01)
 
 
+def test_draws_guided_by_the_score_of_a_classifier():
+    """The exact classifier of a mixture under noise: draws given the class are those of its normal component."""
+    process, n = VP(), 4000
+
+    def log_class(x, t):
+        """log p(class 0 | x_t), in closed form."""
+        alpha = process.alpha(t)
+        variance = (alpha * SD) ** 2 + process.sigma(t) ** 2
+        return jax.nn.log_softmax(jnp.log(WEIGHTS) - jnp.sum((x - alpha * CENTRES) ** 2, 1) / (2 * variance))[0]
+
+    diffusion = Diffusion(
+        lambda x, t: mixture_score(x, process.alpha(t), process.sigma(t)), process, 2, predicts="score"
+    )
+    draws = np.asarray(diffusion.sample_guided(random.key(0), (n,), jax.grad(log_class)))
+    alpha, sigma = float(process.alpha(process.t_min)), float(process.sigma(process.t_min))
+    sd = np.hypot(alpha * SD, sigma)
+    np.testing.assert_array_less(np.abs(draws.mean(0) - alpha * CENTRES[0]), 4 * sd / np.sqrt(n) + 0.01)
+    np.testing.assert_array_less(np.abs(np.cov(draws.T) - sd**2 * np.eye(2)), 4 * sd**2 * np.sqrt(2 / n) + 0.01)
+
+
 def test_denoising_moments_are_the_posterior_of_the_clean_datum():
     process, t = VP(), 0.3
     diffusion = gaussian(process)
