@@ -20,7 +20,7 @@ from jax.flatten_util import ravel_pytree
 
 from ..estimators.base import Params, Problem
 from ..estimators.likelihood import freeze_covariance
-from . import curvature
+from . import curvature, quasi_newton
 from .solve import objective
 from .summary import labels
 
@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 SINGULAR = 1e-11
 """Smallest eigenvalue of the scaled Hessian, relative to the largest, that counts as identified in double precision."""
 NUM_REPLICATES = 1000
+REFIT_TOLERANCE = 1e-4
+"""Of the decrement of a refit by gradients alone, in standard errors."""
+REFIT_STEPS = 30
+REFIT_BATCH = 50
+"""Refits side by side."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,8 @@ def compute(result: FitResult, kind: Any = None, *, num_replicates: int = NUM_RE
         if ("information", seed) not in result._cache:
             result._cache["information", seed] = _information(problem, params, random.key(seed))
         hessian, scores = (np.asarray(x, np.float64) for x in result._cache["information", seed])
+    elif "hessian" in result._cache:
+        hessian = result._cache["hessian"]
     else:
         hessian = np.asarray(_parts(problem, params)[1])
     values, jacobian = (np.asarray(x) for x in _values_and_jacobian(problem, params))
@@ -163,7 +170,7 @@ def compute(result: FitResult, kind: Any = None, *, num_replicates: int = NUM_RE
         np.add.at(summed, kind[1].values.astype(int), scores)  # type: ignore[arg-type]
         matrix = inverse @ (summed.T @ summed) @ inverse
     else:
-        refits = bootstrap(problem, params, num_replicates, seed, parametric=name == "parametric_bootstrap")
+        refits = bootstrap(problem, params, hessian, num_replicates, seed, parametric=name == "parametric_bootstrap")
         good = np.isfinite(refits.values).all(1) & refits.converged
         if good.mean() < 0.95:
             notes.append(f"{np.sum(~good)} of {len(good)} refits did not converge and are left out")
@@ -202,7 +209,7 @@ def scores_of(problem: Problem, params: Params) -> np.ndarray | None:
 def _inverse(matrix: np.ndarray | None, names: list[str], notes: list[str]) -> tuple[np.ndarray, float, np.ndarray]:
     """Inverse over the identified directions, condition number, and the directions ``(D, m)`` that are not."""
     assert matrix is not None
-    eigenvalues, vectors, d = (np.asarray(x) for x in curvature.scaled_eigen(jnp.asarray(matrix)))
+    eigenvalues, vectors, d = curvature.scaled_eigen(matrix)
     top = np.max(np.abs(eigenvalues))
     bad = eigenvalues <= SINGULAR * max(top, 1e-300)
     condition = float(top / max(np.min(np.abs(eigenvalues)), 1e-300))
@@ -246,7 +253,7 @@ def _one_sided(problem: Any, params: Params, hessian: np.ndarray) -> list[str]:
     maximum lies at infinity.
     """
     z = np.asarray(ravel_pytree(params)[0])
-    factor = np.asarray(curvature.whitening(jnp.asarray(hessian))[0])
+    factor = curvature.whitening(hessian)[0]
     sds = np.sqrt(np.sum(factor**2, axis=1))
     # along each coordinate with the others following: the tangent of its profile
     directions = ((factor @ factor.T) / np.maximum(sds, 1e-300)).T
@@ -284,24 +291,42 @@ class Refits:
     converged: np.ndarray
 
 
+def _replicate(problem: Any, params: Params, change: Array) -> Problem:
+    """The problem with other weights ``(n,)``, or with data simulated from the fit by a key."""
+    if jnp.issubdtype(change.dtype, jax.dtypes.prng_key):
+        return replace(problem, params=params, observed=problem.simulate(params, change))
+    return replace(problem, params=params, weights=problem.weights * change)
+
+
 @eqx.filter_jit
-def _refits(problem: Any, params: Params, weights: Array | None, keys: Array | None) -> tuple[Array, Array, Array]:
+def _refits(problem: Any, params: Params, inverse: Array, changes: Array) -> tuple[Array, Array, Array]:
+    """Refits that start at the fit with its curvature, by gradients alone; and how far from their optimum they are."""
     z0, unravel = ravel_pytree(params)
 
-    def one(replicate: Array) -> tuple[Array, Array, Array]:
-        if keys is None:
-            changed = replace(problem, params=params, weights=problem.weights * replicate)
-        else:
-            changed = replace(problem, params=params, observed=problem.simulate(params, replicate))
-        z, decrement = curvature.damped_newton(objective(changed)[1], z0, tolerance=1e-3)
+    def one(change: Array) -> tuple[Array, Array, Array]:
+        gradient = jax.grad(objective(_replicate(problem, params, change))[1])
+        z, decrement = quasi_newton.settle(gradient, z0, gradient(z0), inverse, REFIT_TOLERANCE, REFIT_STEPS)
         return z, ravel_pytree(problem.constrain(unravel(z)))[0], decrement
 
-    replicates = weights if keys is None else keys
-    assert replicates is not None
-    return lax.map(one, replicates, batch_size=min(100, len(replicates)))
+    return lax.map(one, changes, batch_size=min(REFIT_BATCH, len(changes)))
 
 
-def bootstrap(problem: Any, params: Params, num_replicates: int, seed: int, *, parametric: bool = False) -> Refits:
+@eqx.filter_jit
+def _careful_refits(problem: Any, params: Params, changes: Array) -> tuple[Array, Array, Array]:
+    """The same by damped Newton steps, for those that run far."""
+    z0, unravel = ravel_pytree(params)
+
+    def one(change: Array) -> tuple[Array, Array, Array]:
+        f = objective(_replicate(problem, params, change))[1]
+        z, decrement = curvature.damped_newton(f, z0, tolerance=1e-3)
+        return z, ravel_pytree(problem.constrain(unravel(z)))[0], decrement
+
+    return lax.map(one, changes, batch_size=min(REFIT_BATCH, len(changes)))
+
+
+def bootstrap(
+    problem: Any, params: Params, hessian: np.ndarray, num_replicates: int, seed: int, *, parametric: bool = False
+) -> Refits:
     """Refit to resampled units, or to data simulated from the fit; all replicates in one compiled program.
 
     Raises:
@@ -310,10 +335,18 @@ def bootstrap(problem: Any, params: Params, num_replicates: int, seed: int, *, p
     if not parametric and problem.num_units < 2:
         raise ValueError('covariance="bootstrap" resamples independent units, and this model has one only')
     if parametric:
-        z, values, decrement = _refits(problem, params, None, random.split(random.key(seed), num_replicates))
+        changes = random.split(random.key(seed), num_replicates)
     else:
         n = problem.num_units
         drawn = np.random.default_rng(seed).integers(0, n, (num_replicates, n)) + n * np.arange(num_replicates)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=n * num_replicates).reshape(num_replicates, n)
-        z, values, decrement = _refits(problem, params, jnp.asarray(counts, float), None)
-    return Refits(np.asarray(z), np.asarray(values), np.asarray(decrement) < 1e-2)
+        changes = jax.device_put(counts.astype(float))
+    factor = curvature.whitening(hessian)[0]
+    z, values, decrement = (np.array(x) for x in _refits(problem, params, jax.device_put(factor @ factor.T), changes))
+    far = np.flatnonzero(~(decrement <= REFIT_TOLERANCE))
+    if far.size:
+        # as many as the next power of two, so that few programs are compiled
+        padded = np.resize(far, min(2 ** int(np.ceil(np.log2(far.size))), num_replicates))
+        again = (np.asarray(x)[: far.size] for x in _careful_refits(problem, params, changes[padded]))
+        z[far], values[far], decrement[far] = again
+    return Refits(z, values, decrement < 1e-2)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
+
+from . import quasi_newton
 
 Loss = Callable[[Array], Array]
 
@@ -28,84 +32,65 @@ def gradient_and_hessian(f: Loss, z: Array, batch: int | None = None) -> tuple[A
     return gradient, (hessian + hessian.T) / 2
 
 
-def scaled_eigen(hessian: Array) -> tuple[Array, Array, Array]:
+def scaled_eigen(hessian: Any) -> tuple[Any, Any, Any]:
     """Eigenvalues and vectors after scaling the diagonal to one, so that units do not matter; and that scaling d.
 
-    H = diag(1/d) V diag(λ) Vᵀ diag(1/d).
+    H = diag(1/d) V diag(λ) Vᵀ diag(1/d). By NumPy where the Hessian is its array: nothing to compile.
     """
-    diagonal = jnp.abs(jnp.diag(hessian))
-    d = 1 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
-    eigenvalues, vectors = jnp.linalg.eigh(hessian * d[:, None] * d)
+    xp: Any = np if isinstance(hessian, np.ndarray) else jnp
+    diagonal = xp.abs(xp.diag(hessian))
+    d = 1 / xp.sqrt(xp.where(diagonal > 0, diagonal, 1.0))
+    eigenvalues, vectors = xp.linalg.eigh(hessian * d[:, None] * d)
     return eigenvalues, vectors, d
 
 
-def whitening(hessian: Array, floor: float = 1e-12) -> tuple[Array, Array]:
+def whitening(hessian: Any, floor: float = 1e-12) -> tuple[Any, Any]:
     """A factor W with W Wᵀ = |H|⁻¹, directions without curvature made finite; and the condition number.
 
     Eigenvalues enter by magnitude: at a point that is not a minimum the negative ones still say how far it reaches.
     """
+    xp: Any = np if isinstance(hessian, np.ndarray) else jnp
     eigenvalues, vectors, d = scaled_eigen(hessian)
-    magnitude = jnp.maximum(jnp.abs(eigenvalues), floor * jnp.max(jnp.abs(eigenvalues)))
-    return d[:, None] * vectors / jnp.sqrt(magnitude), magnitude.max() / magnitude.min()
-
-
-def chords(f: Loss, z: Array, value: Array, factor: Array, max_steps: Array | int, tolerance: float) -> tuple:
-    """Steps with a curvature from elsewhere, W Wᵀ, while each brings the gradient down by three at least.
-
-    A Hessian costs as many gradients as there are parameters: near the minimum an old one serves as well.
-
-    Returns:
-        Point, value, and the decrement before the last step (or that of the point, where no step was taken).
-    """
-
-    def step(carry: tuple) -> tuple:
-        z, value, last, _, i = carry
-        whitened = factor.T @ jax.grad(f)(z)
-        decrement = jnp.linalg.norm(whitened)
-        new = z - factor @ whitened
-        new_value = f(new)
-        good = (decrement < last / 3) & (new_value <= value + 1e-12 * (1 + jnp.abs(value)))
-        z, value = jnp.where(good, new, z), jnp.where(good, new_value, value)
-        return z, value, jnp.where(good, decrement, last), ~good | (decrement < tolerance), i + 1
-
-    infinite = jnp.array(jnp.inf, z.dtype)
-    carry = lax.while_loop(lambda c: ~c[3] & (c[4] < max_steps), step, (z, value, infinite, jnp.array(False), 0))
-    return carry[:3]
+    magnitude = xp.maximum(xp.abs(eigenvalues), floor * xp.max(xp.abs(eigenvalues)))
+    return d[:, None] * vectors / xp.sqrt(magnitude), magnitude.max() / magnitude.min()
 
 
 def newton_step(
     f: Loss, z: Array, value: Array, *, max_chords: int = 0, tolerance: float = 1e-7
 ) -> tuple[Array, Array, Array, Array]:
-    """One Newton step with backtracking, and chords after it. Affine-invariant: raw scales do not slow it down.
+    """One Newton step with backtracking, and steps with gradients only after it (a Hessian costs as many gradients as
+    there are parameters). Affine-invariant: raw scales do not slow it down.
 
     Returns:
-        The new point and its value; the decrement √(gᵀ|H|⁻¹g) before the last step taken, a distance from the optimum
-        in standard deviations (after a full step about the square of that); the condition number at the old point.
+        The new point and its value; the decrement √(gᵀ|H|⁻¹g) at the old point, its distance from the optimum in
+        standard errors; the Hessian there. Where the decrement is below `tolerance`, chords allowed, it stays there.
     """
     gradient, hessian = gradient_and_hessian(f, z)
-    factor, condition = whitening(hessian)
+    factor = whitening(hessian)[0]
     whitened = factor.T @ gradient
     direction = -factor @ whitened
     decrement = jnp.linalg.norm(whitened)
-    slope = -(decrement**2)
+    nearest = tolerance if max_chords else 0.0
+    far = z
+    if max_chords:
+        far = quasi_newton.settle(jax.grad(f), z, gradient, factor @ factor.T, 0.01 * tolerance, max_chords + 1)[0]
 
     def too_far(carry: tuple) -> Array:
-        size, new = carry
-        return ~(new <= value + 1e-4 * size * slope) & (size > 1e-9)
+        size, _, new = carry
+        enough = value - 1e-4 * size * decrement**2 + quasi_newton.ROUNDING * jnp.abs(value)
+        return ~(new <= enough) & (size > 1e-9) & (decrement > nearest)
 
     def shorter(carry: tuple) -> tuple:
+        """What the gradients led to counts as a step of size 2, the full step comes after it."""
         size = carry[0] * 0.5
-        return size, f(z + size * direction)
+        point = jnp.where((size == 2) & jnp.any(far != z), far, z + jnp.minimum(size, 1.0) * direction)
+        return size, point, f(point)
 
-    one = jnp.ones((), z.dtype)
-    size, new = lax.while_loop(too_far, shorter, (one, f(z + direction)))
+    # one evaluation at least, all in the loop, so that the loss is compiled once
+    start = jnp.array(4.0 if max_chords else 2.0, z.dtype), z, jnp.array(jnp.inf, value.dtype)
+    _, point, new = lax.while_loop(too_far, shorter, start)
     better = new < value
-    z, value = jnp.where(better, z + size * direction, z), jnp.where(better, new, value)
-    if max_chords:
-        allowed = jnp.where(better & (size == 1) & (decrement > tolerance), max_chords, 0)
-        z, value, last = chords(f, z, value, factor, allowed, tolerance)
-        decrement = jnp.minimum(decrement, last)
-    return z, value, decrement, condition
+    return jnp.where(better, point, z), jnp.where(better, new, value), decrement, hessian
 
 
 def newton(f: Loss, z: Array, max_steps: int = 100, tolerance: float = 1e-7) -> tuple[Array, Array, Array]:

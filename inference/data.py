@@ -92,9 +92,9 @@ def _as_array(key: str, value: Any) -> jax.Array:
     if isinstance(array, jax.Array):
         return array
     with np.errstate(over="ignore"):
-        converted = jax.numpy.asarray(array)
-    _check_range(key, array, np.asarray(converted))
-    return converted
+        converted = array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+    _check_range(key, array, converted)
+    return jax.device_put(converted)
 
 
 def _check_finite(key: str, array: Any) -> None:

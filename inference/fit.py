@@ -148,15 +148,15 @@ def _solve(model: Callable, estimator: Estimator, data: Any, start: Any, solver:
         given = start.items() if isinstance(start, Mapping) else ()
         if given:
             problem = replace(problem, params={**problem.params, **problem.unconstrain(dict(given))})
-        starts = _feasible_starts(problem, key, num_restarts, bool(given))
+        starts, losses = _feasible_starts(problem, key, num_restarts, bool(given))
         solution = solvers.solve(
-            problem, starts, num_steps, solver=solver, progress_bar=progress_bar,
+            problem, starts, losses, num_steps, solver=solver, progress_bar=progress_bar,
             description=type(estimator).__name__, on_progress=on_progress,
         )  # fmt: skip
         best = int(np.argmin(np.where(np.isfinite(solution.losses[:, -1]), solution.losses[:, -1], np.inf)))
         final = jax.tree.map(lambda x: x[best], solution.params)
         problem = problem.finish(final)
-        params = {k: jax.tree.map(np.asarray, v) for k, v in problem.constrain(final).items()}
+        params = {k: jax.tree.map(np.asarray, v) for k, v in _constrained(problem, final).items()}
         status, message = _judge(solution, best, num_steps, solution.measure)
         metrics = {"newton_decrement": solution.gradient_norms[best]}
         if num_restarts > 1:
@@ -166,22 +166,25 @@ def _solve(model: Callable, estimator: Estimator, data: Any, start: Any, solver:
     if status == "not converged":
         warnings.warn(message, RuntimeWarning, stacklevel=3)
     steps = solution.steps
-    return FitResult(
+    result = FitResult(
         params=params, losses=solution.losses[best], metrics=metrics, estimator=estimator, model=model,
         data=in_session_precision(prepared), guide=None, seconds=time.perf_counter() - began, num_steps=steps,
         steps_per_second=(steps - 1) / solution.step_seconds if steps > 1 and solution.step_seconds > 0 else 0.0,
         status=status, message=message, start=None, problem=problem, unconstrained=final,
     )  # fmt: skip
+    if solution.hessian is not None:
+        result._cache["hessian"] = solution.hessian[best]
+    return result
 
 
-def _feasible_starts(problem: Problem, key: Array, num_restarts: int, given: bool) -> Params:
-    """Starting points with a finite loss: the problem's own, and the best of its other candidates.
+def _feasible_starts(problem: Problem, key: Array, num_restarts: int, given: bool) -> tuple[Params, np.ndarray]:
+    """Starting points with a finite loss, and that: the problem's own, and the best of its other candidates.
 
     What the user gave is where a single run starts; else it starts at the candidate of lowest loss.
     """
     own = jax.tree.map(lambda x: jnp.asarray(x)[None], problem.project(problem.params))
-    if given and num_restarts == 1 and np.isfinite(_losses(problem, own)).all():
-        return own
+    if given and num_restarts == 1 and np.isfinite(losses := _losses(problem, own)).all():
+        return own, losses
     size = sum(np.size(x) for x in jax.tree.leaves(problem.data))
     most = FEW_CANDIDATES if problem.batch < FEW_CANDIDATES else MANY_CANDIDATES
     tries = max(4 * num_restarts, int(np.clip(CANDIDATE_NUMBERS / max(size, 1), FEW_CANDIDATES, most)))
@@ -198,8 +201,8 @@ def _feasible_starts(problem: Problem, key: Array, num_restarts: int, given: boo
     best = good[np.argsort(losses[good], kind="stable")]
     if given and np.isfinite(losses[0]):
         best = np.concatenate([[0], best[best != 0]])
-    # fewer than asked for where the others are infeasible
-    return jax.tree.map(lambda x: x[best[:num_restarts]], many)
+    best = best[:num_restarts]  # fewer than asked for where the others are infeasible
+    return jax.tree.map(lambda x: x[best], many), losses[best]
 
 
 MANY_CANDIDATES = 256
@@ -222,6 +225,11 @@ def _candidates(problem: Problem, key: Array, num: int) -> Params:
 @eqx.filter_jit
 def _compiled_losses(problem: Problem, starts: Params) -> Array:
     return jax.lax.map(lambda p: problem.loss(p, random.key(0), problem.data)[0], starts, batch_size=problem.batch)
+
+
+@eqx.filter_jit
+def _constrained(problem: Problem, params: Params) -> dict[str, Any]:
+    return problem.constrain(params)  # type: ignore[return-value]
 
 
 def _losses(problem: Problem, starts: Params) -> np.ndarray:
@@ -277,7 +285,7 @@ def _run(problem: Problem, transformation: Any, key_init: Array, key_run: Array,
         warnings.warn(message, RuntimeWarning, stacklevel=3)
     rate = (outcome.steps - 1) / outcome.step_seconds if outcome.steps > 1 and outcome.step_seconds > 0 else 0.0
     return FitResult(
-        params={k: jax.tree.map(np.asarray, v) for k, v in problem.constrain(final.params).items()},
+        params={k: jax.tree.map(np.asarray, v) for k, v in _constrained(problem, final.params).items()},
         losses=losses,
         metrics=metrics,
         estimator=estimator,

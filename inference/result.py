@@ -39,7 +39,7 @@ def in_session_precision(tree: Any) -> Any:
             and jax.numpy.result_type(float) != np.float64
         ):
             with jax.enable_x64(True):
-                return x.astype(jax.dtypes.canonicalize_dtype(x.dtype.name.replace("64", "32")))
+                return x.astype(x.dtype.name.replace("64", "32"))
         return x
 
     return jax.tree.map(cast, tree)

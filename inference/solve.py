@@ -1,9 +1,9 @@
 """Solvers for exact losses, always in double precision.
 
-Newton where the Hessian is affordable, L-BFGS above; EM where the problem has a surrogate; alternation where two
-objectives meet; proximal Newton or FISTA where the loss has kinks.
+Newton or BFGS where a matrix of the parameters is affordable, L-BFGS above; EM where the problem has a surrogate;
+alternation where two objectives meet; proximal Newton or FISTA where the loss has kinks.
 
-One step a compiled call: the bar moves, Ctrl-C keeps what was done. Starting points are a vmap axis.
+One step or a few a compiled call: the bar moves, Ctrl-C keeps what was done. Starting points are a vmap axis.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jax.flatten_util import ravel_pytree
 from tqdm.auto import tqdm
 
 from ..estimators.base import Params, Problem
-from . import curvature, proximal
+from . import curvature, proximal, quasi_newton
 
 SOLVERS = ("newton", "lbfgs", "lbfgs_newton", "em", "squarem", "alternate", "proximal_newton", "fista")
 PROXIMAL = ("proximal_newton", "fista")
@@ -31,13 +31,17 @@ NEWTON_LIMIT = 300
 TOLERANCE = 1e-7
 """Of the Newton decrement before the last step: the distance from the optimum there, in standard errors."""
 MAX_CHORDS = 10
-"""Most steps with one Hessian."""
+"""Most steps by gradients after a Newton step: a Hessian costs many of them."""
 LBFGS_TOLERANCE = 1e-9
 """Of the gradient, relative to the loss."""
 LBFGS_STEPS = 10
 """L-BFGS steps a compiled call."""
+BFGS_EVALUATIONS = 20
+"""Evaluations of loss and gradient a compiled call of BFGS."""
+BFGS_TOLERANCE = 1e-14
+"""Of the squared decrement, relative to the loss."""
 LBFGS_FIRST = 300
-"""Most L-BFGS steps of "lbfgs_newton", where Newton's are affordable: these go on from there."""
+"""Most BFGS steps of "lbfgs_newton", where Newton's are affordable: these go on from there."""
 FISTA_STEPS = 50
 """FISTA steps a compiled call."""
 EM_NEWTON_STEPS = 5
@@ -52,15 +56,30 @@ class Solution(NamedTuple):
     losses: np.ndarray
     """``(starts, steps + 1)``, the loss at the start included."""
     gradient_norms: np.ndarray
-    """The Newton decrement (in standard errors), or the gradient norm for L-BFGS; ``(starts, steps)``."""
+    """The Newton decrement (in standard errors), or the gradient norm for L-BFGS; ``(starts, steps)``, one more where
+    the last showed that the optimum was reached."""
     converged: np.ndarray
     """``(starts,)``"""
     steps: int
     interrupted: bool
     compile_seconds: float
     step_seconds: float
+    hessian: np.ndarray | None
+    """``(starts, D, D)`` of Newton's last step, where that left every starting point where it was: so at `params`."""
     measure: str
     """What the last of `gradient_norms` is, in words."""
+
+
+@jax.custom_jvp
+def _or_infinite(value: Array) -> Array:
+    """Infinity for what is not finite, so that a line search turns back."""
+    return jnp.where(jnp.isfinite(value), value, jnp.inf)
+
+
+@_or_infinite.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    # as it is: a gradient that asked whether the value is finite would have to compute the value
+    return _or_infinite(*primals), tangents[0]
 
 
 def objective(problem: Problem) -> tuple[Array, Callable[[Array], Array], Callable[[Array], Params]]:
@@ -68,24 +87,35 @@ def objective(problem: Problem) -> tuple[Array, Callable[[Array], Array], Callab
     z, unravel = ravel_pytree(problem.params)
 
     def f(z: Array) -> Array:
-        value = problem.loss(unravel(curvature.off_zero(z)), random.key(0), problem.data)[0]
-        return jnp.where(jnp.isfinite(value), value, jnp.inf)  # a line search turns back
+        return _or_infinite(problem.loss(unravel(curvature.off_zero(z)), random.key(0), problem.data)[0])
 
     return z, f, unravel
 
 
 @eqx.filter_jit
-def _values(problem: Problem, z: Array) -> Array:
-    return jax.vmap(objective(problem)[1])(z)
+def _newton_steps(problem: Problem, z: Array, value: Array) -> tuple[Array, Array, Array, Array]:
+    f = objective(problem)[1]
+    return jax.vmap(
+        lambda z, v: curvature.newton_step(f, z, v, max_chords=MAX_CHORDS, tolerance=TOLERANCE)
+    )(z, value)  # fmt: skip
 
 
 @eqx.filter_jit
-def _newton_steps(problem: Problem, z: Array, value: Array) -> tuple[Array, Array, Array]:
+def _bfgs_start(z: Array) -> quasi_newton.State:
+    return jax.vmap(quasi_newton.start)(z)
+
+
+@eqx.filter_jit
+def _bfgs_steps(
+    problem: Problem, state: quasi_newton.State, evaluations: Array
+) -> tuple[quasi_newton.State, Array, Array]:
     f = objective(problem)[1]
-    new, new_value, decrement, _ = jax.vmap(
-        lambda z, v: curvature.newton_step(f, z, v, max_chords=MAX_CHORDS, tolerance=TOLERANCE)
-    )(z, value)  # fmt: skip
-    return new, new_value, decrement
+
+    def one(state: quasi_newton.State) -> tuple[quasi_newton.State, Array, Array]:
+        state = quasi_newton.run(f, state, evaluations, BFGS_TOLERANCE)
+        return state, quasi_newton.decrement(state), quasi_newton.converged(state)
+
+    return jax.vmap(one)(state)
 
 
 @eqx.filter_jit
@@ -258,6 +288,7 @@ def measure(solver: str) -> str:
 def solve(
     problem: Problem,
     starts: Params,
+    losses: np.ndarray,
     max_steps: int,
     *,
     solver: str | None = None,
@@ -269,35 +300,47 @@ def solve(
 
     Args:
         starts: parameters with a leading axis of starting points.
+        losses: of the starting points.
         solver: one of `SOLVERS`; None takes what suits the problem (`choose`).
     """
     z = jax.vmap(lambda p: ravel_pytree(p)[0])(starts)
     unravel = ravel_pytree(problem.params)[1]
     solver = choose(problem, z.shape[1], solver)
     polish = solver == "lbfgs_newton" and z.shape[1] <= NEWTON_LIMIT
-    solver = "lbfgs" if solver == "lbfgs_newton" else solver
+    if solver in ("lbfgs", "lbfgs_newton"):
+        solver = "bfgs" if z.shape[1] <= NEWTON_LIMIT else "lbfgs"
     allowed = min(max_steps, LBFGS_FIRST) if polish else max_steps
     began = time.perf_counter()
+    state: Any = None
+    hessian, moved = None, True
+    value = jnp.asarray(losses)
     if solver in PROXIMAL:
         z, value = _proximal_values(problem, z)
-    else:
-        value = _values(problem, z)
-    losses, norms = [np.asarray(value)], []
+    elif solver == "bfgs":
+        state = _bfgs_steps(problem, _bfgs_start(z), jax.device_put(1))[0]
+        value = state.value
+    trace, norms = [np.asarray(value)], []
     converged = np.zeros(len(z), bool)
     interrupted, steps, compile_seconds = False, 0, 0.0
-    state = {"lbfgs": _lbfgs_start, "fista": _fista_start}[solver](problem, z) if solver in ("lbfgs", "fista") else None
+    if solver in ("lbfgs", "fista"):
+        state = {"lbfgs": _lbfgs_start, "fista": _fista_start}[solver](problem, z)
     # no total: how many steps it takes is not known before
     with tqdm(desc=description, disable=not progress_bar, unit="step") as bar:
         try:
             while steps < allowed and not converged.all():
                 if solver in ("newton", "proximal_newton"):
-                    step = _newton_steps if solver == "newton" else _proximal_steps
-                    new, new_value, norm = step(problem, z, value)
+                    if solver == "newton":
+                        new, new_value, norm, hessian = _newton_steps(problem, z, value)
+                        moved = not np.array_equal(new, z)
+                    else:
+                        new, new_value, norm = _proximal_steps(problem, z, value)
+                        moved = True
                     # at rounding error of the loss nothing more can be gained
                     stalled = ~np.asarray(value - new_value > 1e-13 * jnp.abs(value))
                     converged = (np.asarray(norm) < TOLERANCE) | (stalled & (np.asarray(norm) < 1e-3))
                     z, value = new, new_value
-                    taken, stuck = 1, stalled.all()
+                    # a look at the curvature that finds the optimum reached is no step
+                    taken, stuck = int(moved or not converged.all() or not steps), stalled.all()
                 elif solver in ("em", "squarem"):
                     new, new_value, norm = _em_steps(problem, z, value, solver == "squarem")
                     stalled = ~np.asarray(new_value < value)
@@ -308,6 +351,15 @@ def solve(
                     z, value, norm = _alternations(problem, z)
                     converged = np.asarray(norm) < 1e-5 * (1 + np.max(np.abs(np.asarray(z)), 1))
                     taken, stuck = 1, np.bool_(False)
+                elif solver == "bfgs":
+                    before = np.max(np.asarray(state.steps))
+                    most = jax.device_put(min(BFGS_EVALUATIONS, allowed - steps))
+                    state, norm, reached = _bfgs_steps(problem, state, most)
+                    z, value, converged = state.z, state.value, np.asarray(reached)
+                    taken, stuck = (
+                        max(int(np.max(np.asarray(state.steps)) - before), 1),
+                        np.all(np.asarray(state.stuck)),
+                    )
                 elif solver == "fista":
                     new, new_value, state, norm = _fista_steps(problem, state)
                     converged = np.asarray(norm) <= LBFGS_TOLERANCE * (1 + np.abs(np.asarray(new_value)))
@@ -322,12 +374,12 @@ def solve(
                     converged |= stalled & (np.asarray(norm) <= 1e-5 * (1 + np.abs(np.asarray(new_value))))
                     z, value = new, new_value
                     taken, stuck = LBFGS_STEPS, stalled.all()
-                losses += [np.asarray(value)] * taken
-                norms += [np.asarray(norm)] * taken
+                trace += [np.asarray(value)] * taken
+                norms += [np.asarray(norm)] * max(taken, 1)
                 if steps == 0:
                     compile_seconds = time.perf_counter() - began
                 steps += taken
-                best = float(np.min(losses[-1]))
+                best = float(np.min(trace[-1]))
                 bar.update(taken)
                 bar.set_postfix_str(f"loss {best:.6g}, {norms[-1].min():.1e} from the optimum", refresh=False)
                 if on_progress is not None:
@@ -338,19 +390,20 @@ def solve(
             interrupted = True
     found = Solution(
         params=jax.vmap(unravel)(z),
-        losses=np.stack(losses, 1),
+        losses=np.stack(trace, 1),
         gradient_norms=np.stack(norms, 1) if norms else np.zeros((len(z), 0)),
         converged=converged,
         steps=steps,
         interrupted=interrupted,
         compile_seconds=compile_seconds,
         step_seconds=time.perf_counter() - began - compile_seconds,
+        hessian=None if moved else np.asarray(hessian),
         measure=measure(solver),
     )
     if not polish or interrupted or converged.all() or steps >= max_steps:
         return found
-    more = solve(problem, found.params, max_steps - steps, solver="newton", progress_bar=progress_bar,
-                 description=description, on_progress=on_progress)  # fmt: skip
+    more = solve(problem, found.params, found.losses[:, -1], max_steps - steps, solver="newton",
+                 progress_bar=progress_bar, description=description, on_progress=on_progress)  # fmt: skip
     return more._replace(
         losses=np.concatenate([found.losses, more.losses[:, 1:]], 1),
         gradient_norms=np.concatenate([found.gradient_norms, more.gradient_norms], 1),

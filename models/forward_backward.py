@@ -104,12 +104,10 @@ def _forward(initial: Wide, transition: Wide, emission: Wide) -> tuple[Wide, Wid
     return lax.scan(step, initial, emission)
 
 
-def _backward(
-    transition: Wide, emission: Wide, predicted: Wide, last: Wide, counted: Array
-) -> tuple[Array, Array]:
+def _backward(transition: Wide, emission: Wide, predicted: Wide, last: Wide, counted: Array) -> tuple[Array, Array]:
     """p(state_t | y), (L, K, ...), and the expected transitions i -> j after the steps that count, (K, K, ...).
 
-    `predicted` as the forward recursion left it; `last`: p(y_{t+1} .. y_T | state_{t+1}) at the last t; `counted` (L, B).
+    `predicted`: of the forward recursion; `last`: p(y_{t+1} .. y_T | state_{t+1}) at the last t; `counted`: (L, B).
     """
     num_states, shape = last.mantissa.shape[0], last.mantissa.shape[1:]
 

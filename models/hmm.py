@@ -1,8 +1,6 @@
 """Hidden Markov models with the states summed out: the distribution `HiddenMarkov`, and two models.
 
-The likelihood is Baum's forward recursion in logarithms, normalised at each step so that long series keep their digits
-in single precision. Posterior state probabilities are derivatives of the log-likelihood (Fisher's identity): the
-backward recursion is the reverse-mode derivative of the forward one.
+Likelihood, filter and posterior state probabilities are Baum's forward and backward recursions (`forward_backward`).
 
 Sources: Rabiner, "A Tutorial on Hidden Markov Models and Selected Applications in Speech Recognition" (1989); Zucchini
 and MacDonald, "Hidden Markov Models for Time Series" (2009); Särkkä and García-Fernández, "Temporal Parallelization of
@@ -46,6 +44,7 @@ __all__ = [
     "transition_matrix",
 ]
 
+
 class HiddenMarkov(dist.Distribution):
     """Series y_1 .. y_T emitted by a Markov chain of K hidden states, with the states summed out.
 
@@ -54,9 +53,10 @@ class HiddenMarkov(dist.Distribution):
         Minus infinity forbids a transition.
     :param emission: a distribution of batch shape (*batch, K), entry k what state k emits, of any event shape.
     :param num_steps: T.
-    :param method: "scan", the forward recursion, T steps of K^2 operations; "tree", products of K x K matrices in
-        pairs, log2(T) vectorised steps, K^3 T operations and memory, longer to compile. None: "scan" on a CPU, and
-        elsewhere "tree" for up to 8 states, because an accelerator waits between the steps of a recursion.
+    :param method: "scan", the forward recursion, in blocks of the series side by side for up to 4 states; "tree",
+        products of K x K matrices in pairs, log2(T) vectorised steps, K^3 T operations and memory, longer to compile.
+        None: "scan" on a CPU, and elsewhere "tree" for up to 8 states, because an accelerator waits between the steps
+        of a recursion.
 
     The event shape is (T, *emission.event_shape).
     """

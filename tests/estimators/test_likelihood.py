@@ -10,7 +10,7 @@ import numpyro
 import numpyro.distributions as dist
 import pandas as pd
 import pytest
-from scipy import integrate, optimize, stats
+from scipy import integrate, optimize, special, stats
 
 import estimax
 from estimax.estimators import ELBO, MAP, MLE, Laplace
@@ -241,12 +241,11 @@ def test_laplace_evidence_of_a_logistic_regression_against_quadrature(spector):
 
     x = np.column_stack([np.ones(32), spector["x"][:, 1] - 3.1])
 
-    def density(b1, b0):
-        eta = x @ np.array([b0, b1])
-        log_p = np.sum(spector["y"] * eta - np.logaddexp(0, eta)) + stats.norm(0, 2).logpdf([b0, b1]).sum()
-        return np.exp(log_p + 20)
-
-    exact = np.log(integrate.dblquad(density, -8, 6, -8, 12, epsabs=1e-9)[0]) - 20
+    # the rectangle rule, exact to many digits for what is smooth and vanishes at the ends
+    b0, b1 = np.meshgrid(np.linspace(-8, 6, 401), np.linspace(-8, 12, 401), indexing="ij")
+    eta = b0[..., None] * x[:, 0] + b1[..., None] * x[:, 1]
+    log_p = np.sum(spector["y"] * eta - np.logaddexp(0, eta), -1) + stats.norm(0, 2).logpdf([b0, b1]).sum(0)
+    exact = special.logsumexp(log_p) + np.log(14 / 400 * 20 / 400)
     result = fit(two, Laplace(), {"x": x, "y": spector["y"]})
     assert abs(result.metrics["laplace_log_evidence"][-1] - exact) < 0.1
     evidence = result.log_evidence(10_000)
@@ -463,7 +462,7 @@ def test_instance_noise_makes_a_singular_likelihood_finite():
     with pytest.warns(RuntimeWarning):
         singular = fit(model, MLE(), {"y": y}, num_steps=200)
     assert np.linalg.det(singular.params["tril"]) < 1e-6
-    noisy = fit(model, MLE(data_noise=0.3), {"y": y}, learning_rate=0.02, num_steps=3000)
+    noisy = fit(model, MLE(data_noise=0.3), {"y": y}, learning_rate=0.02, num_steps=1000)
     expected = y.T @ y / 400 + 0.09 * np.eye(2)
     found = noisy.params["tril"] @ noisy.params["tril"].T
     np.testing.assert_allclose(found, expected, atol=0.05)
