@@ -42,8 +42,8 @@ class NonlinearProcess:
         drift: f of one x and a scalar t, with values of the shape of x; differentiable in x.
         diffusion: g, a positive number or a function of t.
         num_steps: of a simulation from t = 0, so many that ‖∂f/∂x‖/num_steps is below 1 wherever data lie.
-        t_min: where generation stops, in (0, 1): x there stands for the data, so its noise, g²(0) t_min and what g grows
-            by, must be small beside their detail. Let g rise from a small value, as `VP` does.
+        t_min: where generation stops, in (0, 1). x there stands for the data, so its noise, of variance ∫g² up to
+            there, must be small beside their detail: let g rise from a small value, as `VP` does.
     """
 
     drift: Callable[[Array, Array], Array]
