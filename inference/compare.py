@@ -294,10 +294,26 @@ def _measure(result: FitResult, reference: dict[str, np.ndarray] | None, num_sam
         if reference is not None:
             alone = {n: np.asarray(v)[None] for n, v in result.params.items() if hasattr(v, "shape")}
             point["mean_error"] = posterior_error(alone, reference)[0]
-        return point
+        return {**point, **_of_weights(result, num_samples, seed)} if _has_functions(result) else point
+    row = _of_weights(result, num_samples, seed)
+    if reference is not None:
+        row["mean_error"], row["sd_error"] = posterior_error(result.sample(num_samples, seed=seed + 1), reference)
+        row["psis_mean_error"], row["psis_sd_error"] = posterior_error(
+            result.sample(num_samples, seed=seed + 1, resample="psis"), reference
+        )
+    return row
+
+
+def _has_functions(result: FitResult) -> bool:
+    """Whether a point estimate of hyper-parameters leaves weighted draws of functions (Gaussian processes)."""
+    with result.precision():
+        return hasattr(result.problem, "pointwise_given") and result.problem.posterior(result.unconstrained) is not None
+
+
+def _of_weights(result: FitResult, num_samples: int, seed: int) -> dict[str, Any]:
     log_w = np.asarray(result.log_weights(num_samples, seed=seed + 1))
     e = result.evidence_of(log_w)
-    row: dict[str, Any] = {
+    return {
         "log_evidence": e.value,
         "stderr": e.stderr,
         "elbo": e.elbo,
@@ -306,12 +322,6 @@ def _measure(result: FitResult, reference: dict[str, np.ndarray] | None, num_sam
         "verdict": e.verdict,
         "ess": e.ess,
     }
-    if reference is not None:
-        row["mean_error"], row["sd_error"] = posterior_error(result.sample(num_samples, seed=seed + 1), reference)
-        row["psis_mean_error"], row["psis_sd_error"] = posterior_error(
-            result.sample(num_samples, seed=seed + 1, resample="psis"), reference
-        )
-    return row
 
 
 def iw_bound(log_w: np.ndarray, num_particles: int) -> float:

@@ -74,7 +74,9 @@ def information_criteria(result: FitResult) -> pd.Series:
     Under l1 or a bound the parameters that are not zero count (On the Degrees of Freedom of the Lasso), and TIC is NaN;
     under group or fused all but the log-likelihood and the number of units is NaN.
     """
-    value, k, n = log_likelihood(result), num_params(result), int(result.problem.num_units)  # type: ignore[attr-defined]
+    value, k = log_likelihood(result), num_params(result)
+    with result.precision():  # counting may trace the model
+        n = int(result.problem.num_units)  # type: ignore[attr-defined]
     if result.problem.nonsmooth:
         separable = result.problem.penalties.separable  # type: ignore[attr-defined]
         free = sum(np.count_nonzero(x) for x in jax.tree.leaves(result.unconstrained)) if separable else math.nan

@@ -14,6 +14,9 @@ from numpyro.infer.util import compute_log_probs
 
 from ..estimators.guided import full_plates
 
+BATCH = 256
+"""Most draws at once."""
+
 
 def is_factor(fn: Any) -> bool:
     while isinstance(fn, (dist.ExpandedDistribution, dist.MaskedDistribution, dist.Independent)):
@@ -78,6 +81,18 @@ def run_model(model: Callable, params: dict, draw: dict, data: dict, key: Array 
     return handlers.trace(handlers.substitute(handlers.seed(model, key), {**params, **draw})).get_trace(**data)
 
 
+def _each(f: Callable, items: Any, num: int) -> Any:
+    """f of every draw, in batches of equal size.
+
+    `lax.map` computes a remainder beside its batches, and XLA's CPU back end locks up on factorisations (a Gaussian
+    process, a multivariate normal) side by side.
+    """
+    size = -(-num // -(-num // BATCH))
+    index = jax.numpy.minimum(jax.numpy.arange(-(-num // size) * size), num - 1)
+    out = lax.map(f, jax.tree.map(lambda x: x[index], items), batch_size=size)
+    return jax.tree.map(lambda x: x[:num], out)
+
+
 @eqx.filter_jit
 def predict(model: Callable, params: dict, draws: dict[str, Array], data: dict, rng_key: Array) -> dict[str, Array]:
     """New data for every draw, keyed by observed site, each of shape ``(S, *site)``; once where there are no draws."""
@@ -89,7 +104,7 @@ def predict(model: Callable, params: dict, draws: dict[str, Array], data: dict, 
         return {n: s["value"] for n, s in tr.items() if _was_observed(n, s, draw)}
 
     num_samples = _num_draws(draws)
-    return lax.map(one, (draws, random.split(rng_key, num_samples)), batch_size=min(256, num_samples))
+    return _each(one, (draws, random.split(rng_key, num_samples)), num_samples)
 
 
 def _num_draws(draws: dict[str, Array]) -> int:
@@ -117,7 +132,7 @@ def prior(model: Callable, params: dict, data: dict, rng_key: Array, num_samples
             if s["type"] == "deterministic" or (s["type"] == "sample" and not is_factor(s["fn"]))
         }
 
-    return lax.map(one, random.split(rng_key, num_samples), batch_size=min(256, num_samples))
+    return _each(one, random.split(rng_key, num_samples), num_samples)
 
 
 @eqx.filter_jit
@@ -133,4 +148,4 @@ def log_likelihood(model: Callable, params: dict, draws: dict[str, Array], data:
         return {n: v for n, v in log_probs.items() if tr[n]["is_observed"] and not is_factor(tr[n]["fn"])}
 
     num_samples = _num_draws(draws)
-    return lax.map(one, (draws, jax.numpy.arange(num_samples)), batch_size=min(256, num_samples))
+    return _each(one, (draws, jax.numpy.arange(num_samples)), num_samples)

@@ -8,14 +8,13 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax, random
 
 from ..base import Data, Estimator, Metrics, Params
 from . import inducing, linalg, nonconjugate, rows, view
 from .nonconjugate import Sites, site_normaliser, solve
 from .posterior import Conditional, FunctionPosterior
-from .problem import AT_ONCE, with_own
+from .problem import at_once, with_own
 from .quadrature import expected, tilted
 from .view import gram
 
@@ -94,7 +93,7 @@ class CoresetProblem(nonconjugate.SitesProblem):
 
     @property
     def batch(self) -> int:
-        return int(np.clip(1e7 // (self.num_units * self.options.num_points), 1, AT_ONCE))
+        return at_once(1e7 // (self.num_units * self.options.num_points))
 
     def finish(self, params: Params) -> CoresetProblem:
         return self

@@ -36,7 +36,7 @@ from .clusters import (
     sweep,
 )
 from .posterior import Conditional, FunctionPosterior
-from .problem import AT_ONCE, Forecast, ProcessProblem, log_density
+from .problem import Forecast, ProcessProblem, at_once, log_density
 from .view import gram
 
 LIVE_SWEEPS = 20
@@ -261,7 +261,7 @@ class MultiTaskProblem(ProcessProblem):
     @property
     def batch(self) -> int:
         M, (N, L) = len(self.layout.first), self.layout.rows.shape
-        return int(np.clip(1e7 // (len(self.starts) * self.num_clusters * (M * M + N * L * L)), 1, AT_ONCE))
+        return at_once(1e7 // (len(self.starts) * self.num_clusters * (M * M + N * L * L)))
 
     def finish(self, params: Params) -> MultiTaskProblem:
         return replace(self, live=LIVE_SWEEPS)

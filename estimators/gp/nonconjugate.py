@@ -14,14 +14,13 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax, random
 from jax.scipy.linalg import lu_factor, lu_solve
 
 from ..base import Data, Estimator, Params
 from . import linalg, view
 from .posterior import Conditional, FunctionPosterior
-from .problem import AT_ONCE, ProcessProblem
+from .problem import ProcessProblem, at_once
 from .quadrature import LogLikelihood, expected, slopes, tilted
 from .view import gram
 
@@ -221,7 +220,7 @@ class SitesProblem(ProcessProblem):
     @property
     def batch(self) -> int:
         """By the time that the sweeps of one loss take."""
-        return int(np.clip(2e7 // self.num_units**3, 1, AT_ONCE))
+        return at_once(2e7 // self.num_units**3)
 
     @property
     def site(self) -> str:

@@ -20,9 +20,17 @@ from .quadrature import hermite, tilted
 from .view import Hyper, num_rows
 
 AT_ONCE = 4
-"""Most losses under one vmap: XLA's CPU back end has been seen to lock up on many factorisations at once."""
+"""Most losses under one vmap."""
 MAX_JOINT = 4000
 """Most rows at which functions are drawn jointly."""
+
+
+def at_once(most: float) -> int:
+    """Losses that are evaluated at once: as many as suit their size, and one on CPUs, where a loss has all cores.
+
+    XLA's CPU back end locks up on factorisations side by side, as a batch and its remainder are.
+    """
+    return 1 if jax.default_backend() == "cpu" else int(np.clip(most, 1, AT_ONCE))
 
 
 class Forecast(eqx.Module):
@@ -55,7 +63,7 @@ class ProcessProblem(Problem):
     @property
     def batch(self) -> int:
         """Losses that are evaluated at once: each holds a few n × n arrays."""
-        return int(np.clip(3e7 // max(self.num_units**2, 1), 1, AT_ONCE))
+        return at_once(3e7 // max(self.num_units**2, 1))
 
     @property
     def num_units(self) -> int:

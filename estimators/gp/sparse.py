@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.scipy.linalg import solve_triangular
 
@@ -16,7 +15,7 @@ from ..base import Data, Estimator, Params
 from . import inducing, linalg, view
 from .evidence import RegressionProblem
 from .posterior import FunctionPosterior, Inducing
-from .problem import AT_ONCE, with_own
+from .problem import at_once, with_own
 from .view import gram
 
 METHODS = ("titsias", "fitc")
@@ -110,7 +109,7 @@ class SparseProblem(RegressionProblem):
 
     @property
     def batch(self) -> int:
-        return int(np.clip(3e7 // (self.num_units * self.options.num_inducing), 1, AT_ONCE))
+        return at_once(3e7 // (self.num_units * self.options.num_inducing))
 
     def Z(self, params: Params) -> Array:
         return params[NAME] if self.inputs is None else self.inputs

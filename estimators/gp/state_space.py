@@ -18,7 +18,7 @@ from ..base import Data, Estimator, Params
 from . import linalg
 from .evidence import RegressionProblem
 from .posterior import FunctionPosterior
-from .problem import AT_ONCE
+from .problem import at_once
 from .view import Regression
 
 SCANS = ("auto", "sequential", "parallel")
@@ -106,7 +106,7 @@ class StateSpaceProblem(RegressionProblem):
 
     @property
     def batch(self) -> int:
-        return int(np.clip(3e5 // self.num_units, 1, AT_ONCE))
+        return at_once(3e5 // self.num_units)
 
     @property
     def parallel(self) -> bool:
