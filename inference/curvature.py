@@ -73,7 +73,7 @@ def newton_step(
     nearest = tolerance if max_chords else 0.0
     far = z
     if max_chords:
-        far = quasi_newton.settle(jax.grad(f), z, gradient, factor @ factor.T, 0.01 * tolerance, max_chords + 1)[0]
+        far = quasi_newton.settle(jax.grad(f), z, gradient, factor @ factor.T, 0.3 * tolerance, max_chords + 1)[0]
 
     def too_far(carry: tuple) -> Array:
         size, _, new = carry

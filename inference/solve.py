@@ -70,6 +70,13 @@ class Solution(NamedTuple):
     """What the last of `gradient_norms` is, in words."""
 
 
+def _each(one: Callable, *args: Any) -> Any:
+    """`one` of every starting point. A single one goes without a batch axis, which would cost products of matrices."""
+    if len(jax.tree.leaves(args)[0]) > 1:
+        return jax.vmap(one)(*args)
+    return jax.tree.map(lambda x: x[None], one(*jax.tree.map(lambda x: x[0], args)))
+
+
 @jax.custom_jvp
 def _or_infinite(value: Array) -> Array:
     """Infinity for what is not finite, so that a line search turns back."""
@@ -95,9 +102,8 @@ def objective(problem: Problem) -> tuple[Array, Callable[[Array], Array], Callab
 @eqx.filter_jit
 def _newton_steps(problem: Problem, z: Array, value: Array) -> tuple[Array, Array, Array, Array]:
     f = objective(problem)[1]
-    return jax.vmap(
-        lambda z, v: curvature.newton_step(f, z, v, max_chords=MAX_CHORDS, tolerance=TOLERANCE)
-    )(z, value)  # fmt: skip
+    one = lambda z, v: curvature.newton_step(f, z, v, max_chords=MAX_CHORDS, tolerance=TOLERANCE)  # noqa: E731
+    return _each(one, z, value)
 
 
 @eqx.filter_jit
@@ -115,7 +121,7 @@ def _bfgs_steps(
         state = quasi_newton.run(f, state, evaluations, BFGS_TOLERANCE)
         return state, quasi_newton.decrement(state), quasi_newton.converged(state)
 
-    return jax.vmap(one)(state)
+    return _each(one, state)
 
 
 @eqx.filter_jit
@@ -142,7 +148,7 @@ def _lbfgs_steps(problem: Problem, z: Array, state: Any) -> tuple[Array, Array, 
         value, grad = jax.value_and_grad(f)(z)
         return z, value, state, jnp.linalg.norm(grad)
 
-    return jax.vmap(one)(z, state)
+    return _each(one, z, state)
 
 
 def _decrement(f: Callable[[Array], Array], z: Array) -> Array:
@@ -206,7 +212,7 @@ def _em_steps(problem: Problem, z: Array, value: Array, accelerated: bool) -> tu
         new = jnp.where(better, new, z)
         return new, jnp.where(better, new_value, value), _decrement(f, new)
 
-    return jax.vmap(one)(z, value)
+    return _each(one, z, value)
 
 
 @eqx.filter_jit
