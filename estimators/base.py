@@ -77,6 +77,11 @@ class Problem(eqx.Module):
         return False
 
     @property
+    def auxiliary(self) -> tuple[str, ...]:
+        """Parameters of the estimator's own (inducing inputs, say), which tables of estimates leave out."""
+        return ()
+
+    @property
     def has_curvature(self) -> bool:
         """Whether standard errors follow from derivatives of the loss: it is exact, smooth, and an estimating
         equation."""

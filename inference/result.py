@@ -232,7 +232,7 @@ class FitResult:
         from .summary import estimates_alone, posterior_summary
 
         if self.is_point and not self.has_curvature:
-            return estimates_alone(self.params)
+            return estimates_alone({n: v for n, v in self.params.items() if n not in self.problem.auxiliary})
         if self.is_point:
             found = self.covariance(covariance)
             table = point_summary(found, prob)

@@ -66,14 +66,17 @@ class ProcessProblem(Problem):
         return at_once(3e7 // max(self.num_units**2, 1))
 
     @property
+    def auxiliary(self) -> tuple[str, ...]:
+        return tuple(n for n in self.params if n not in self.hyper.rest.params)
+
+    @property
     def num_units(self) -> int:
         """Rows."""
         found = eqx.filter_eval_shape(lambda p: self.hyper.read(p, self.data).processes, self.params)
         return num_rows(next(iter(found.values())).X)
 
     def init(self, rng_key: Array) -> Params:
-        own = {n: v for n, v in self.params.items() if n not in self.hyper.rest.params}
-        return {**self.hyper.rest.init(rng_key), **own}
+        return {**self.hyper.rest.init(rng_key), **{n: self.params[n] for n in self.auxiliary}}
 
     def candidates(self, rng_key: Array, num: int) -> Params | None:
         drawn = self.hyper.rest.candidates(rng_key, num)

@@ -27,3 +27,5 @@ def test_evidence_of_every_estimator_is_the_exact_one_at_its_hyper_parameters(se
         assert row["elbo"] <= row["log_evidence"] + 1e-9
     assert table.frame.loc["exact", "log_likelihood"] == pytest.approx(table.frame.loc["exact", "log_evidence"])
     assert "k̂" in str(table)
+    # inducing inputs are the estimator's, not the model's
+    assert list(table.results["sparse"].summary().index) == ["amplitude", "length", "noise"]
