@@ -109,6 +109,7 @@ MODELS: Mapping[str, Callable[..., None]] = {
     "CompositionalMLE": energy,
     "ContrastiveDivergence": energy,
     "UnbiasedCD": energy,
+    "RecoveryLikelihood": energy,
 }
 """By name of the estimator; every other gets `flow`."""
 
