@@ -50,8 +50,3 @@ def x64_module():
     """Double precision in every test of a module, shared fixtures included."""
     with jax.enable_x64(True):
         yield
-
-
-@pytest.fixture(scope="module")
-def quick_compile():
-    """The environment variable above says it for every test."""

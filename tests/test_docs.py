@@ -38,7 +38,7 @@ def reduced(function):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("page", [p for p in PAGES if p.exists() and blocks(p)], ids=lambda p: p.stem)
-def test_code_blocks_run(page, quick_compile, monkeypatch, tmp_path):
+def test_code_blocks_run(page, monkeypatch, tmp_path):
     mpl.use("Agg")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(estimax, "fit", reduced(estimax.fit))

@@ -15,7 +15,6 @@ from estimax import estimators as es
 
 X = np.array([0.3, -1.0, 2.0, 0.7])
 KEY = jax.random.key(0)
-pytestmark = pytest.mark.usefixtures("quick_compile")
 
 EVERY = {
     "ELBO": es.ELBO,

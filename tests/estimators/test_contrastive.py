@@ -14,8 +14,6 @@ import estimax
 from estimax.estimators import NCE, ContrastiveDivergence, ScoreMatching, UnbiasedCD, moves
 from estimax.models import ising
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 SPINS = ising.spins(4)
 W = np.array([0.8, -0.5, 0.6, 0.7, -0.4, 0.9])
 B = np.array([0.3, -0.2, 0.1, 0.4])

@@ -17,8 +17,6 @@ from estimax.estimators.matching import unwrap
 from estimax.models.diffusion import Diffusion, observed
 from estimax.models.noise_process import VE, VP, SubVP
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 POINTS = np.array([-1.2, 0.1, 0.4, 1.5], np.float32)[:, None]
 THETA = jnp.array([-0.4, 0.3, 0.5])
 rng = np.random.default_rng(3)

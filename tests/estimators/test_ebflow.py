@@ -16,8 +16,6 @@ from estimax.models.flows import FlowDensity
 from estimax.models.networks import LinearFlow
 from estimax.models.transport import observed
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 IRIS = load_iris().data
 IRIS = ((IRIS - IRIS.mean(0)) / IRIS.std(0)).astype(np.float32)
 FLOW = jax.tree.map(lambda x: x + 0.2, LinearFlow(4, 3, key=random.key(3)))

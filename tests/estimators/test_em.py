@@ -14,8 +14,6 @@ from sklearn.mixture import GaussianMixture
 import estimax
 from estimax.estimators import EM, MLE
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 PETALS = load_iris().data[:, 2]
 rng = np.random.default_rng(1)
 X = rng.uniform(-2, 2, 120)

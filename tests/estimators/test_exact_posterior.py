@@ -10,8 +10,6 @@ import pytest
 from estimax import estimators as es
 from estimax.models import linear_gaussian, linear_gaussian_theta
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 DATA = linear_gaussian.data()
 LOG_Z = linear_gaussian.log_evidence(DATA)
 

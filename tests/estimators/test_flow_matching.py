@@ -15,8 +15,6 @@ from estimax.models.diffusion import Diffusion
 from estimax.models.noise_process import VP
 from estimax.models.transport import Flow, observed
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 POINTS = np.array([-1.2, 0.1, 0.4, 1.5], np.float32)[:, None]
 THETA = jnp.array([-0.4, 0.3, 0.5])
 

@@ -22,7 +22,7 @@ from numpyro.distributions import constraints
 from estimax import estimators as es
 from estimax.models import linear_gaussian_theta as lg
 
-pytestmark = pytest.mark.usefixtures("x64_module", "quick_compile")
+pytestmark = pytest.mark.usefixtures("x64_module")
 
 K = 3
 X = np.array([-0.7, 2.1])

@@ -15,8 +15,6 @@ from estimax import estimators as es
 from estimax.estimators import particles
 from estimax.models import linear_gaussian
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 X = np.random.default_rng(0).normal(1.0, 1.5, 20)
 
 

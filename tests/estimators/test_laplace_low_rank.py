@@ -11,7 +11,7 @@ from scipy import stats
 import estimax
 from estimax.estimators import Laplace, low_rank
 
-pytestmark = pytest.mark.usefixtures("quick_compile", "x64_module")
+pytestmark = pytest.mark.usefixtures("x64_module")
 
 SIZE, RANK = 300, 5
 rng = np.random.default_rng(0)

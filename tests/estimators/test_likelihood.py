@@ -16,8 +16,6 @@ import estimax
 from estimax.estimators import ELBO, MAP, MLE, Laplace
 from estimax.models import glm
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 sm = pytest.importorskip("statsmodels.api")
 
 fit = partial(estimax.fit, progress_bar=False)

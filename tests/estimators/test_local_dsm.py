@@ -17,8 +17,6 @@ from estimax.models.diffusion import observed
 from estimax.models.noise_process import VP
 from estimax.models.nonlinear_diffusion import NonlinearDiffusion, NonlinearProcess
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 MATRIX = jnp.array([[-1.0, 2.0], [0.5, -3.0]])
 LINEAR = VP(5.0, 5.0)
 X = np.random.default_rng(0).normal(0.7, 0.6, (400, 1)).astype(np.float32)

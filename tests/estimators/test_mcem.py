@@ -12,8 +12,6 @@ from numpyro.distributions import constraints
 import estimax
 from estimax.estimators import MCEM, MLE
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 n, m = 50, 4
 rng = np.random.default_rng(0)
 Y = 2.0 + 1.5 * rng.normal(size=(n, 1)) + rng.normal(size=(n, m))

@@ -19,8 +19,6 @@ from estimax.inference import curvature
 from estimax.inference.solve import objective
 from estimax.models import ising
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def fit(model, estimator, x, **options):
     return estimax.fit(model, estimator, {"x": x}, progress_bar=False, **options)

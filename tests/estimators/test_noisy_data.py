@@ -14,8 +14,6 @@ from estimax.estimators import GammaNoise, GaussianNoise, PoissonNoise, SUREScor
 from estimax.models.diffusion import Diffusion
 from estimax.models.noise_process import VE, VP
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 SD = 0.5
 PROCESS = VP()
 LEVEL = float(SUREScore(noise_sd=SD).level(PROCESS))

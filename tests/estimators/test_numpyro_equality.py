@@ -16,8 +16,6 @@ from numpyro.infer import RenyiELBO, Trace_ELBO
 
 from estimax import estimators as es
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 X = np.random.default_rng(0).normal(1.0, 1.5, 12)
 KEY = jax.random.key(5)
 

@@ -13,7 +13,7 @@ from scipy.special import logsumexp
 
 from estimax.estimators import objectives as ob
 
-pytestmark = pytest.mark.usefixtures("x64_module", "quick_compile")
+pytestmark = pytest.mark.usefixtures("x64_module")
 
 BOUNDS = {
     "elbo": ob.ELBOBound(),

@@ -15,8 +15,6 @@ import estimax
 from estimax.estimators import EM, MAP, MLE, Laplace, penalties
 from estimax.inference.path import scaled
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 DIABETES = load_diabetes(scaled=False)
 X = DIABETES.data[:150]  # raw scales: columns differ by a factor of 100
 Y = DIABETES.target[:150] / 50

@@ -15,8 +15,6 @@ import estimax
 from estimax.estimators import RecoveryLikelihood
 from estimax.models import exponential_family
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 NOISE, WEIGHTS = np.polynomial.hermite_e.hermegauss(12)
 WEIGHTS = WEIGHTS / WEIGHTS.sum()
 GRID = np.linspace(-4.5, 4.5, 301)

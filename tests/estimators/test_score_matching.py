@@ -17,8 +17,6 @@ from estimax.estimators import MLE, ScoreMatching
 from estimax.inference import covariance, curvature
 from estimax.inference.solve import objective
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 SETS = 2000
 ERROR = np.sqrt(0.95 * 0.05 / SETS)
 

@@ -16,8 +16,6 @@ from estimax.estimators import MLE, SmoothedLocation, smoothed_interval
 from estimax.inference import curvature
 from estimax.inference.solve import objective
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 X = np.random.default_rng(0).laplace(1.5, 1.0, 50)
 
 

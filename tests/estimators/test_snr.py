@@ -12,8 +12,6 @@ import pytest
 from estimax import estimators as es
 from estimax.models import linear_gaussian_theta, tight_bounds
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def moments(estimator, params, model, guide, x, num_draws, names, seed=0, batch=4_000_000):
     """Mean and variance of the gradient, over draws in batches that fit in memory."""

@@ -11,7 +11,7 @@ from estimax import estimators as es
 from estimax.estimators import particles
 from estimax.models import linear_gaussian, linear_gaussian_theta
 
-pytestmark = pytest.mark.usefixtures("x64_module", "quick_compile")
+pytestmark = pytest.mark.usefixtures("x64_module")
 
 DATA = linear_gaussian.data()
 LOC, SD = np.array([0.3, -0.2, 0.5]), np.array([0.4, 0.3, 0.6])

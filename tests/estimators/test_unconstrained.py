@@ -21,7 +21,7 @@ from estimax.estimators import unconstrained
 from estimax.estimators.guides import WhitenedNormal
 from estimax.models import linear_gaussian, linear_gaussian_theta
 
-pytestmark = pytest.mark.usefixtures("x64_module", "quick_compile")
+pytestmark = pytest.mark.usefixtures("x64_module")
 
 X = np.random.default_rng(0).normal(0.5, 1.2, 6)
 

@@ -28,7 +28,6 @@ from estimax.inference.bench.execute import peak_memory_mb
 from estimax.inference.cli import main
 from estimax.inference.files import BadInput
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 Y = np.array([0.3, 1.9, -0.2, 1.1, 0.8])
 
 

@@ -15,7 +15,6 @@ from estimax.inference.bench import density, suites
 from estimax.models import toys_2d
 
 pytest.importorskip("flowjax")
-pytestmark = pytest.mark.usefixtures("quick_compile")
 SCALES = np.array([0.5, 1.5])
 
 

@@ -9,8 +9,6 @@ import estimax
 from estimax.estimators import MAP
 from estimax.models import location_scale
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 N = 200
 
 

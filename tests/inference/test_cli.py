@@ -20,8 +20,6 @@ from estimax.estimators import ELBO, LogWeight
 from estimax.inference import cli, engine, files, lookup
 from estimax.inference.cli import main
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 MODEL = '''
 import numpyro
 import numpyro.distributions as dist

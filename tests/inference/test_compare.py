@@ -15,7 +15,6 @@ from estimax.inference import compare as module
 from estimax.inference.compare import format_table, iw_bound, posterior_error, to_markdown
 
 Y = np.array([0.3, 1.9, -0.2, 1.1, 0.8])
-pytestmark = pytest.mark.usefixtures("quick_compile")
 OPTIONS = {"num_steps": 30, "progress_bar": False}
 
 

@@ -10,8 +10,6 @@ from estimax import fit
 from estimax.estimators import ELBO
 from estimax.inference.diagnose import GradientSNR, loss_drift
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def model():
     numpyro.factor("data", 0.0)

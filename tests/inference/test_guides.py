@@ -11,8 +11,6 @@ from numpyro.infer.initialization import init_to_value
 from estimax import fit, models
 from estimax.estimators import ELBO, IWAE, VIS, WhitenedNormal
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 ENTRY = models.linear_gaussian
 POSTERIOR = ENTRY.posterior(ENTRY.data())
 

@@ -13,8 +13,6 @@ from sklearn.linear_model import Lasso, LassoCV
 import estimax
 from estimax.estimators import ELBO, MLE
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 rng = np.random.default_rng(0)
 X = rng.normal(size=(80, 8))
 Y = X @ np.array([1.0, 0, 0, 2, 0, 0, 0, -0.5]) + rng.normal(size=80)

@@ -7,7 +7,7 @@ import pytest
 
 from estimax.inference import quasi_newton
 
-pytestmark = pytest.mark.usefixtures("x64_module", "quick_compile")
+pytestmark = pytest.mark.usefixtures("x64_module")
 
 
 def minimised(f, starts, evaluations=300, tolerance=1e-20):

@@ -14,8 +14,6 @@ from estimax import fit, models
 from estimax.estimators import ELBO, IWAE
 from estimax.inference.result import proposal_size, resampling_table
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def model(y):
     mu = numpyro.sample("mu", dist.Normal(0, 2))

@@ -12,8 +12,6 @@ import pytest
 from estimax import Start, find_start, fit, models
 from estimax.estimators import ELBO, VIS
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 GAUSSIAN = models.linear_gaussian
 
 

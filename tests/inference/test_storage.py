@@ -29,8 +29,6 @@ from estimax.estimators import (
 )
 from estimax.inference.storage import decode, encode
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 ENTRY = models.linear_gaussian
 
 

@@ -14,8 +14,6 @@ from scipy import stats
 from estimax import fit, models
 from estimax.estimators import ELBO
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 mpl.use("Agg")
 OLD = int(az.__version__.split(".")[0]) < 1
 GROUPS = {

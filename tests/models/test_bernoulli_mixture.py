@@ -8,8 +8,6 @@ from scipy import integrate, stats
 
 from estimax.models import bernoulli_mixture as bm
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 WEIGHTS = np.array([0.15, 0.15, 0.35, 0.35])
 LOCS = np.array([-8.0, -2.0, 2.0, 8.0])
 TRUTH = bm.truth()

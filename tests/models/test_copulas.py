@@ -11,7 +11,7 @@ from scipy import integrate, stats
 
 from estimax.models import copulas
 
-pytestmark = pytest.mark.usefixtures("x64_module", "quick_compile")
+pytestmark = pytest.mark.usefixtures("x64_module")
 
 GRID = np.stack(np.meshgrid([0.01, 0.3, 0.62, 0.97], [0.02, 0.3, 0.9]), -1).reshape(-1, 2)
 

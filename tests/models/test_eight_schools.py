@@ -6,8 +6,6 @@ from scipy import integrate, stats
 
 from estimax.models import eight_schools
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def marginal_covariance(tau, sigma):
     """Of y given tau, written down without any of the module's algebra."""

@@ -11,7 +11,7 @@ from scipy import special, stats
 from estimax.models import factorial_hmm as fhmm
 from estimax.models.hmm import HiddenMarkov, stationary
 
-pytestmark = pytest.mark.usefixtures("x64_module", "quick_compile")
+pytestmark = pytest.mark.usefixtures("x64_module")
 
 INITIAL = np.array([[0.7, 0.3], [0.4, 0.6]])
 TRANSITION = np.array([[[0.9, 0.1], [0.3, 0.7]], [[0.5, 0.5], [0.2, 0.8]]])

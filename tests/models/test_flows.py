@@ -12,8 +12,6 @@ from scipy import stats
 from estimax.models.flows import FlowDensity
 from estimax.models.networks import LinearFlow
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def bent(size, num_layers=3):
     """A flow with all of its parameters away from their start."""

@@ -11,7 +11,7 @@ from scipy import special, stats
 
 from estimax.models import forward_backward
 
-pytestmark = pytest.mark.usefixtures("x64_module", "quick_compile")
+pytestmark = pytest.mark.usefixtures("x64_module")
 
 STEPS = 5
 CHAINS = {

@@ -14,7 +14,7 @@ from estimax.models import glm
 
 sm = pytest.importorskip("statsmodels.api")
 
-pytestmark = pytest.mark.usefixtures("x64_module", "quick_compile")
+pytestmark = pytest.mark.usefixtures("x64_module")
 
 
 def split(values):

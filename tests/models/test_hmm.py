@@ -14,7 +14,7 @@ from scipy import special, stats
 
 from estimax.models import hmm
 
-pytestmark = pytest.mark.usefixtures("x64_module", "quick_compile")
+pytestmark = pytest.mark.usefixtures("x64_module")
 
 INITIAL = np.array([0.5, 0.2, 0.3])
 TRANSITION = np.array([[0.8, 0.15, 0.05], [0.1, 0.6, 0.3], [0.25, 0.25, 0.5]])

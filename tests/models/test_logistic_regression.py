@@ -8,8 +8,6 @@ from scipy import stats
 
 from estimax.models import logistic_regression
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 pytest.importorskip("sklearn")
 DATA = logistic_regression.data()
 

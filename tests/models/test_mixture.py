@@ -13,7 +13,7 @@ from estimax.estimators import MLE
 from estimax.models import mixture
 
 pytest.importorskip("sklearn")
-pytestmark = pytest.mark.usefixtures("x64_module", "quick_compile")
+pytestmark = pytest.mark.usefixtures("x64_module")
 
 
 @pytest.fixture(scope="module")

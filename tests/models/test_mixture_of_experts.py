@@ -19,7 +19,7 @@ PARAMS = {
 }
 DATA = {"x": X, "y": Y, "num_experts": 3}
 
-pytestmark = pytest.mark.usefixtures("x64_module", "quick_compile")
+pytestmark = pytest.mark.usefixtures("x64_module")
 
 
 def terms():

@@ -17,8 +17,6 @@ from estimax.models.diffusion import observed
 from estimax.models.flows import FlowDensity
 from estimax.models.residual_flow import ResidualBlock, residual_flow, spectral_bound
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def moved(module, size):
     """With weights away from their start, so that they are scaled down."""

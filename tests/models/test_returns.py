@@ -12,7 +12,7 @@ from scipy import integrate, special, stats
 from estimax.models import returns
 from estimax.models._smooth import log_rising
 
-pytestmark = pytest.mark.usefixtures("x64_module", "quick_compile")
+pytestmark = pytest.mark.usefixtures("x64_module")
 
 
 def hansen(z, df, skew):

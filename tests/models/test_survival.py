@@ -12,7 +12,7 @@ from scipy import integrate, stats
 
 from estimax.models import survival
 
-pytestmark = pytest.mark.usefixtures("x64_module", "quick_compile")
+pytestmark = pytest.mark.usefixtures("x64_module")
 
 TIMES = np.array([1e-8, 0.01, 0.4, 1.0, 3.0, 40.0])
 

@@ -12,8 +12,6 @@ from estimax.models.diffusion import Diffusion, observed
 from estimax.models.noise_process import VE, VP, SubVP
 from estimax.models.transport import Flow
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 MEAN = np.array([1.0, -0.5])
 COV = np.array([[1.0, 0.5], [0.5, 0.74]])
 X = np.random.default_rng(0).multivariate_normal(MEAN, COV, 6)

@@ -13,8 +13,6 @@ from estimax import models
 from estimax.estimators import NCE, ScoreMatching
 from estimax.models import counts, directional, energy_network, event_embedding, exponential_family, ising, toys_2d
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def fit(model, estimator, data, **options):
     return estimax.fit(model, estimator, data, progress_bar=False, **options)

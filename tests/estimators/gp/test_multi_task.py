@@ -22,7 +22,7 @@ from estimax.inference.data import prepare
 from estimax.models.kernels import SameTask
 from estimax.models.multi_task_growth import model, simulated
 
-pytestmark = pytest.mark.usefixtures("x64_module", "quick_compile")
+pytestmark = pytest.mark.usefixtures("x64_module")
 
 HYPER = {"level": 0.3, "mean_scale": 1.5, "mean_length": 2.0, "task_scale": 0.4, "task_length": 1.0, "noise": 0.3}
 
@@ -47,13 +47,13 @@ def posed(data, **values):
 
 
 @pytest.fixture(scope="module")
-def single(x64_module, quick_compile):
+def single(x64_module):
     data, held_out, _ = simulated(num_tasks=5, num_clusters=1, num_times=9, rows_per_task=(3, 6))
     return (*posed(data), data, held_out)
 
 
 @pytest.fixture(scope="module")
-def pair(x64_module, quick_compile):
+def pair(x64_module):
     data, _, labels = simulated(num_tasks=6, num_clusters=2, num_times=9, rows_per_task=(3, 6))
     return (*posed(data, weights=jnp.array([0.4, 0.6])), data, labels)
 
