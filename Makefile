@@ -10,7 +10,7 @@ compare: $(VENV)/.installed
 	$(BIN)/estimax compare eight_schools
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 --dist load $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -87,7 +87,7 @@ suites:
   sampling      funnel, banana, Gaussian mixtures, many-well: log Z known, exact draws
   vis-paper     toy mixture and POGLM of the VIS paper, its five methods and settings
   tight-bounds  signal-to-noise of gradients against particles
-  density       densities learned from draws: toys in the plane, digits
+  density       densities learned from draws: four toys in the plane, and digits (needs estimax[flows])
 
 Every run is kept in the folder as soon as it is done; --resume goes on after Ctrl-C, or adds estimators and seeds. A
 run that fails is a row with its reason. report.html in the folder has tables and pictures.""",

@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(.*?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MOST_STEPS = 50
+SLOW = ("score-based-models", "gaussian-processes", "unnormalised")
+"""Pages whose programs take half a minute and more to compile."""
 
 
 def blocks(page):
@@ -37,7 +39,14 @@ def reduced(function):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("page", [p for p in PAGES if p.exists() and blocks(p)], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(p, id=p.stem, marks=[pytest.mark.slow] * (p.stem in SLOW))
+        for p in PAGES
+        if p.exists() and blocks(p)
+    ],
+)
 def test_code_blocks_run(page, monkeypatch, tmp_path):
     mpl.use("Agg")
     monkeypatch.chdir(tmp_path)

@@ -84,10 +84,9 @@ def test_gradients_against_enumeration(data):
     assert bias > 1.0
     assert distance(gradients(posed(ContrastiveDivergence(30), data), 500)[0], exact)[0] < 4
     assert distance(gradients(posed(ContrastiveDivergence(1, persistent=True), data), 500, warm=40)[0], exact)[0] < 4
-    for burn_in in (1, 3):
-        found, memory = gradients(posed(UnbiasedCD(burn_in), data), 2000)
-        assert distance(found, exact)[0] < 4
-        assert np.all(np.asarray(memory["unmet"]) == 0)
+    found, memory = gradients(posed(UnbiasedCD(1), data), 2000)
+    assert distance(found, exact)[0] < 4
+    assert np.all(np.asarray(memory["unmet"]) == 0)
 
 
 def test_restricted_boltzmann_machine():

@@ -361,6 +361,7 @@ def test_peak_memory_is_that_of_this_process():
     assert pages > ballast.nbytes / 2**20
 
 
+@pytest.mark.slow
 def test_dask_does_the_same(tmp_path, monkeypatch):
     distributed = pytest.importorskip("distributed")
     options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
