@@ -53,6 +53,7 @@ def check(model_name: str, loss_name: str) -> None:
     assert losses[-20:].mean() < losses[:20].mean() + 3 * losses[:20].std() + 0.05 * abs(losses[:20].mean())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("model_name", "loss_name"), QUICK)
 def test_svi_trains(model_name: str, loss_name: str) -> None:
     check(model_name, loss_name)

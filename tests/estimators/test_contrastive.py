@@ -76,6 +76,7 @@ def posed(estimator, x):
     return estimator.problem(random.key(0), ising.ising, None, {"x": jnp.asarray(x)})
 
 
+@pytest.mark.long
 def test_gradients_against_enumeration(data):
     """CD-1 is biased beyond doubt; many sweeps and persistent chains are not; unbiased CD is not after one sweep."""
     exact = exact_gradient(data)
@@ -115,6 +116,7 @@ def test_restricted_boltzmann_machine():
     np.testing.assert_allclose(ising.rbm_log_normalizer(w, b, c), exact_log_z, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_fits_reach_the_maximum_likelihood_estimate(data):
     """Persistent and unbiased CD against scipy-free Newton on the enumerated likelihood; CD-1 stays apart."""
     x = ising.ising_data()["x"][:500, :4]

@@ -111,6 +111,7 @@ def test_log_likelihood_is_the_models_own_on_all_data(fitted):
     assert found == pytest.approx(truth, abs=0.005 * len(X))  # α(1) = 0.007 of the data is left at t = 1
 
 
+@pytest.mark.long
 def test_arviz_groups_and_a_file_hold_one_draw_of_the_data(fitted, tmp_path):
     path = tmp_path / "fit.nc"
     fitted.save(path)

@@ -38,6 +38,7 @@ def flat_gradient(loss):
     return jnp.concatenate([jnp.ravel(g) for g in jax.tree.leaves(jax.grad(loss)(FLOW))])
 
 
+@pytest.mark.long
 def test_sliced_gradient_is_unbiased():
     """Mean of 2,000 gradients within 4.5 standard errors of the explicit one, in all 80 parameters."""
     truth = flat_gradient(lambda flow: explicit(flow, IRIS[:20]))

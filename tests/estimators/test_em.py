@@ -65,6 +65,7 @@ def test_log_likelihood_never_falls(fitted, lines):
     assert len(lines.losses) > 10
 
 
+@pytest.mark.long
 def test_optimum_and_standard_errors_are_those_of_maximum_likelihood(fitted):
     direct = estimax.fit(mixture, MLE(), {"x": PETALS}, start=fitted.params, progress_bar=False)
     assert fitted.status == direct.status == "finished"
@@ -106,6 +107,7 @@ def test_mixture_of_experts_finds_both_lines(lines):
         assert abs(table.loc[name, "estimate"] - truth) < 4 * table.loc[name, "std_err"]
 
 
+@pytest.mark.long
 def test_start_breaks_the_symmetry_and_the_prior_keeps_a_component_from_collapsing():
     """One datum apart, the others alike: without prior the likelihood is infinite there."""
     x = np.r_[0.0, np.linspace(2.9, 3.1, 12)]

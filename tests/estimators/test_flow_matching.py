@@ -126,6 +126,7 @@ def affine_model(x):
         numpyro.sample("x", Flow(velocity, 1), obs=numpyro.subsample(x, event_dim=1))
 
 
+@pytest.mark.long
 def test_fitted_flow_has_the_likelihood_of_the_data():
     x = np.random.default_rng(0).normal(1.5, 0.5, (1000, 1)).astype(np.float32)
     result = estimax.fit(affine_model, ConditionalFlowMatching(), {"x": x}, num_steps=1500, progress_bar=False)

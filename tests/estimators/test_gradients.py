@@ -402,6 +402,7 @@ def test_point_estimates_beside_discrete_latents_learn():
     assert_agrees(sampled(es.ELBO(2), params, model=model, guide=guide), jax.grad(truth)(params))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["iwae", "rws", "vis"])
 def test_particles_of_weight_zero(name):
     """The model rules z = 1 out: a draw of it weighs nothing, and neither loss nor gradient breaks."""
@@ -446,6 +447,7 @@ def hierarchy_guide(x):
 HIERARCHY_PARAMS = {"spread": 0.8, "a": 0.3, "s": 0.7, "b": 0.4, "c": np.array([-0.3, 0.7])}
 
 
+@pytest.mark.long
 def test_gradients_agree_on_a_hierarchy(exact):
     """One weight per particle, as the guide's global site lies outside the plate; ELBO against its closed form."""
     params = {n: jnp.asarray(v, float) for n, v in HIERARCHY_PARAMS.items()}

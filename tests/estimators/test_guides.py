@@ -52,6 +52,7 @@ GUIDES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", GUIDES)
 def test_autoguides_train(name):
     make, loss = GUIDES[name]
@@ -67,6 +68,7 @@ def test_autodelta_finds_the_mode():
     np.testing.assert_allclose(params["z_auto_loc"], linear_gaussian.posterior(data)[0], atol=5e-3)
 
 
+@pytest.mark.long
 def test_a_joint_guide_of_local_latents_is_one_problem():
     """Every site of the model lies in one plate, but the guide draws them all at once: one weight, not one a datum."""
 

@@ -100,6 +100,7 @@ def test_too_low_a_rank_is_too_wide_never_too_narrow():
     np.testing.assert_allclose(result.metrics["laplace_log_evidence"][-1], EXACT + left_out, atol=1e-6)
 
 
+@pytest.mark.long
 def test_full_rank_is_the_full_hessian_in_a_network():
     """The prior's curvature is not diagonal here: the scale of v is a latent too."""
     x = rng.normal(size=(60, 3))

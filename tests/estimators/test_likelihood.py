@@ -124,6 +124,7 @@ def test_longley_in_raw_units():
     np.testing.assert_allclose(table["std_err"]["sigma"], sigma / np.sqrt(2 * n), rtol=1e-5)  # delta method, by hand
 
 
+@pytest.mark.long
 def test_negative_binomial_regression_equals_statsmodels():
     data = glm.negative_binomial_data()
     data = {"x": data["x"][:1500, :3], "y": data["y"][:1500]}
@@ -136,6 +137,7 @@ def test_negative_binomial_regression_equals_statsmodels():
     np.testing.assert_allclose(table.attrs["AIC"], peer.aic, rtol=1e-8)
 
 
+@pytest.mark.long
 def test_ordinal_regression_equals_statsmodels():
     from statsmodels.miscmodels.ordinal_model import OrderedModel
 
@@ -168,12 +170,14 @@ def test_accelerated_failure_times_equal_lifelines(name, peer):
     np.testing.assert_array_less(np.abs(found - fitted.params_) / fitted.standard_errors_, 0.05)
 
 
+@pytest.mark.long
 def test_poisson_hmm_finds_the_published_maximum():
     """Zucchini and MacDonald's three-state model of yearly earthquakes: −log L = 329.4603."""
     model = estimax.models.get("poisson_hmm")
     np.testing.assert_allclose(fit(model.model, MLE(), model.data()).losses[-1], 329.4603, atol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")  # one series: the first state's distribution is at its boundary
 def test_gaussian_hmm_finds_the_maximum_of_hmmlearn():
     hmm = pytest.importorskip("hmmlearn.hmm")
@@ -251,6 +255,7 @@ def test_laplace_evidence_of_a_logistic_regression_against_quadrature(spector):
     assert evidence.verdict == "good"
 
 
+@pytest.mark.long
 def test_laplace_kinds_and_last_layer(spector):
     full = fit(logistic, Laplace(), spector)
     diagonal = fit(logistic, Laplace(hessian="diagonal"), spector)
@@ -294,6 +299,7 @@ def grouped():
     return {"group": group, "y": 2 + 1.5 * rng.normal(size=12)[group] + rng.normal(size=60), "num_groups": 12}
 
 
+@pytest.mark.long
 def test_random_effects_are_integrated_by_default(grouped):
     """Linear mixed model: the marginal likelihood is a normal density, and statsmodels maximises it too."""
     result = fit(random_intercepts, MLE(), grouped)
@@ -349,6 +355,7 @@ def test_adaptive_quadrature_equals_quadrature_where_laplace_does_not():
     assert result.covariance("sandwich").std_err.shape == (2,)
 
 
+@pytest.mark.long
 def test_hessian_through_the_integral_is_exact():
     """Second derivatives through the inner optimum: against the closed form of a normal-normal model."""
 
@@ -380,6 +387,7 @@ def two_coins(y=None):
         numpyro.sample("y", dist.Binomial(10, p[z]), obs=y)
 
 
+@pytest.mark.long
 def test_discrete_latents_are_summed_out():
     rng = np.random.default_rng(4)
     y = rng.binomial(10, np.where(rng.random(200) < 0.4, 0.8, 0.3))
@@ -547,6 +555,7 @@ def test_perfect_separation_is_named():
         result.summary()
 
 
+@pytest.mark.long
 def test_boundary_estimate_is_named():
     model = estimax.models.get("eight_schools")
     result = fit(model.model, MLE(), model.data())
@@ -621,6 +630,7 @@ def test_lr_test_equals_the_closed_form(spector, spector_fit):
         estimax.lr_test(small, fit(logistic, MAP(), spector))
 
 
+@pytest.mark.long
 def test_point_estimates_have_no_posterior(spector_fit, spector):
     with pytest.raises(ValueError, match="no posterior"):
         spector_fit.sample()
@@ -639,6 +649,7 @@ def test_save_load_and_arviz(tmp_path, spector_fit):
     np.testing.assert_allclose(posterior.std(0) / se, 1, atol=4 / np.sqrt(8000))
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("estimator", [MAP(), MLE()], ids=["MAP", "MLE"])
 def test_estimates_at_a_boundary_are_saved(tmp_path, estimator):

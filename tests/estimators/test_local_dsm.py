@@ -135,6 +135,7 @@ def test_parameters_of_a_gaussian(fitted):
     assert fitted.params["sd"][0] == pytest.approx(X.std(), abs=0.03)
 
 
+@pytest.mark.long
 def test_draws_and_density(fitted):
     fn = observed(gaussian_model, fitted.params, {"x": X})
     m, sd = fitted.params["m"][0], fitted.params["sd"][0]

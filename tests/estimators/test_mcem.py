@@ -73,6 +73,7 @@ def test_chains_hold_the_posterior_of_the_effects(fitted):
     assert np.mean(draws.std(0) / sd) == pytest.approx(1, abs=0.03)
 
 
+@pytest.mark.long
 def test_information_of_the_marginal_likelihood(fitted):
     """Louis' identity from draws against derivatives of the integrated, normal density at the same values."""
 

@@ -84,6 +84,7 @@ def test_variance_falls_to_the_mle_as_the_ratio_grows():
     assert np.all(efficiency[1] < 0.8)
 
 
+@pytest.mark.long
 def test_ising_couplings_and_constant():
     """Estimates within 4.5 standard errors of the truth (36 of them, and log Z by enumeration)."""
     data, truth = ising.ising_data(), ising.ising_truth()
@@ -115,6 +116,7 @@ def sample():
     return np.random.default_rng(3).normal(1.0, 0.7, 400)
 
 
+@pytest.mark.long
 def test_noise_that_is_fitted(sample):
     """A fitted model, and the default: both agree with the MLE within 4 of their standard errors."""
 
@@ -145,6 +147,7 @@ def test_the_constant_is_learned_or_not(sample):
     np.testing.assert_allclose(given.params["k"], fit(gaussian, NCE(), sample).params["k"], rtol=1e-5)
 
 
+@pytest.mark.long
 def test_conditional_noise_of_small_size_is_score_matching(sample):
     """As sigma falls the two estimates meet: the difference is a small part of the standard error."""
     score = fit(gaussian, ScoreMatching(), sample)

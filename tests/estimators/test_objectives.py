@@ -215,6 +215,7 @@ def test_coefficients_do_not_depend_on_the_evidence(name):
         np.testing.assert_allclose(after, before, rtol=1e-10, atol=1e-11)
 
 
+@pytest.mark.long
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     num_particles=st.integers(1, 8),

@@ -61,6 +61,7 @@ def errors(found, exact):
     return (np.abs(many.mean(0) - exact) / (many.std(0) / np.sqrt(len(many)))).max()
 
 
+@pytest.mark.long
 def test_gradient_of_a_gaussian_and_of_minibatches():
     """Closed form within 4 s.e. of 1,000 gradients at parameters far from the data's; short chains are biased."""
     x, sigma, eta, k = rng.normal(1.0, 1.0, 20), 0.8, 0.5, 1.5

@@ -70,6 +70,7 @@ def precision_of(params):
     return (params["K"] + params["K"].T) / 2
 
 
+@pytest.mark.long
 def test_gaussian_is_maximum_likelihood_in_one_step(cloud, explicit):
     """The closed form of the quadratic family: precision = inverse sample covariance."""
     expected = np.linalg.inv(np.cov(cloud.T, bias=True))
@@ -191,6 +192,7 @@ def test_sphere_is_the_circle_in_two_dimensions():
         fit(vectors, ScoreMatching(domain="sphere"), 2 * x)
 
 
+@pytest.mark.long
 def test_weights_clusters_and_bootstrap():
     """Weight 2 is a unit twice; a bootstrap and the sandwich agree (400 replicates: 4 s.e. are 14 %)."""
     x = np.random.default_rng(2).normal(1.0, 2.0, 60)
@@ -227,6 +229,7 @@ def test_prior_makes_a_generalised_posterior_mode():
         np.testing.assert_allclose(found, tempered * x.sum() / (tempered * 30 + 0.25), rtol=1e-7)
 
 
+@pytest.mark.long
 def test_minibatches_are_unbiased():
     """Mean gradient of 2,000 batches of 20 of 50 within 4 standard errors of the full one; and a fit gets there."""
     x = np.random.default_rng(4).normal(1.0, 2.0, 50)
@@ -244,6 +247,7 @@ def test_minibatches_are_unbiased():
     np.testing.assert_allclose(result.params["sd"], x.std(), rtol=0.2)
 
 
+@pytest.mark.long
 def test_latents_are_summed_out():
     """A mixture with its labels as a discrete latent and with them summed by hand: one loss."""
     x = np.r_[np.random.default_rng(5).normal(-2, 1, 20), np.random.default_rng(6).normal(2, 0.5, 20)]

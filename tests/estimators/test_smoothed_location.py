@@ -44,6 +44,7 @@ def smoothed_laplace(x, r):
     return 0.5 * (tail(1) + tail(-1))
 
 
+@pytest.mark.long
 def test_normal_closed_form():
     fit = estimax.fit(normal, SmoothedLocation(0.5, perturb=False), {"x": X}, progress_bar=False)
     total = 0.7**2 + 0.5**2
@@ -80,6 +81,7 @@ def test_mixture_information():
     assert interval.std_err == pytest.approx(1 / np.sqrt(50 * truth), rel=1e-4)
 
 
+@pytest.mark.long
 def test_intervals_cover(x64):
     """95 % intervals of 600 data sets, of 80 data each, in one vmapped program."""
     sets, n, r = 600, 80, 0.4

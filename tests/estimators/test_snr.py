@@ -34,6 +34,7 @@ def slope(counts, ratios):
     return np.polyfit(np.log(counts), np.log(ratios), 1)[0]
 
 
+@pytest.mark.long
 def test_the_papers_setting():
     """D = 20, parameters off the optimum by N(0, 0.01²), one datum; SNR over all entries of A and b together.
 

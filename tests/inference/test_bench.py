@@ -121,6 +121,7 @@ def test_netcdf_of_a_run_opens_in_arviz(bench):
         assert run.attrs["seed"] == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "bound"),
     [("numpyro:NUTS", 0.25), ("blackjax:Pathfinder", 0.15), ("numpyro:AutoLaplaceApproximation", 0.15)],
@@ -318,6 +319,7 @@ class Slow(ELBO):
 """
 
 
+@pytest.mark.long
 def test_a_killed_worker_is_tried_once_more_then_reported(tmp_path):
     (tmp_path / "killers.py").write_text(KILLERS)
     names = [f"{tmp_path}/killers.py:Once", f"{tmp_path}/killers.py:Always"]
@@ -330,6 +332,7 @@ def test_a_killed_worker_is_tried_once_more_then_reported(tmp_path):
     assert (tmp_path / "always").read_text() == "xx"
 
 
+@pytest.mark.long
 def test_ctrl_c_keeps_what_is_done(tmp_path):
     (tmp_path / "killers.py").write_text(KILLERS)
     command = [sys.executable, "-m", "estimax", "bench", "conjugate", "--models", "gamma_poisson", "--jobs", "1",
@@ -361,7 +364,7 @@ def test_peak_memory_is_that_of_this_process():
     assert pages > ballast.nbytes / 2**20
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_dask_does_the_same(tmp_path, monkeypatch):
     distributed = pytest.importorskip("distributed")
     options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
@@ -420,6 +423,7 @@ def test_markdown_and_csv_hold_the_same(bench):
     assert str(again) == str(bench)
 
 
+@pytest.mark.long
 def test_signal_to_noise_of_the_tight_bounds_suite(tmp_path):
     """IWAE's plain gradient of the guide loses to dreg, the more so the more particles (the suite's own figure)."""
     names = suites.load("tight-bounds").columns

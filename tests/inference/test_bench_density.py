@@ -54,7 +54,7 @@ def test_divergence_of_a_wide_normal_from_the_grid_of_gaussians():
     assert found["wasserstein"] == pytest.approx((ratio - 1) * math.sqrt(2 / math.pi), rel=0.15)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_estimator_gets_a_model_that_it_fits(tmp_path):
     bench = estimax.benchmark("density", ["DenoisingScoreMatching", "NCE"],
                               models=["two_moons"], jobs=0, seeds=1, num_steps=30, out=tmp_path / "out",

@@ -101,6 +101,7 @@ def test_no_command_is_bad_usage(capsys):
     assert "usage: estimax" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_version_and_python_m(capsys):
     assert main(["--version"]) == 0
     out = capsys.readouterr().out
@@ -190,6 +191,7 @@ def test_compare_writes_tables_pictures_and_netcdf(compared):
     assert (folder / "losses.png").stat().st_size > 10_000
 
 
+@pytest.mark.long
 def test_compare_quiet_and_default_folder(there, capsys):
     assert main(["compare", "mine.py:model", "--data", "data.csv", "--estimators", "elbo", *QUICK]) == 0
     out, err = capsys.readouterr()
@@ -294,6 +296,7 @@ def test_guides_by_name():
     assert lookup.find_guide(None, target) is models.get("poglm").guide
 
 
+@pytest.mark.long
 def test_fit_prints_the_models_own_parameters(there, capsys):
     assert main(["fit", "mine.py:learning", "--data", "y.json", *QUICK]) == 2
     (there / "y.json").write_text('{"y": [3.0, 3.1]}')

@@ -118,6 +118,7 @@ def test_markdown_is_a_table(result):
     assert lines[2].startswith("| ELBO |")
 
 
+@pytest.mark.long
 def test_save_writes_everything(result, tmp_path):
     folder = result.save(tmp_path / "a" / "b")
     names = {p.name for p in folder.iterdir()}
@@ -158,6 +159,7 @@ def test_an_arviz_reference_is_the_same_as_its_draws(result):
     assert c.frame.loc["ELBO", "mean_error"] == pytest.approx(result.frame.loc["ELBO", "mean_error"])
 
 
+@pytest.mark.long
 def test_nuts_as_reference_finds_the_posterior():
     c = estimax.compare(model, {"ELBO": ELBO()}, {"y": Y}, reference="nuts", **OPTIONS)
     draws = c.reference["mu"]

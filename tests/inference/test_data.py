@@ -133,6 +133,7 @@ def test_model_that_raises_keeps_its_own_words():
     refused({"y": X}, "'model'", "KeyError", "what the model wants", model=model)
 
 
+@pytest.mark.long
 def test_integers_stay_static_and_floats_do_not():
     def model(size, y, flag=True, name="a"):
         with numpyro.plate("n", size):

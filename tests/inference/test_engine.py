@@ -79,6 +79,7 @@ def test_second_fit_with_other_data_compiles_nothing(name):
     assert not np.array_equal(first.losses, second.losses)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("guide", [None, AutoNormal])
 def test_support_that_depends_on_data_is_not_stale(guide):
     """The likelihood of the width w of uniform data is w^-n for w beyond the largest: other data, other bound."""

@@ -140,6 +140,7 @@ def test_printed():
     assert "k̂" in text
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(5))
 def test_closed_form_lies_within_four_standard_errors(default_fit, seed):
     result = default_fit("linear_gaussian", "ELBO", 1).at_start()

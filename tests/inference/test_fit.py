@@ -132,6 +132,7 @@ def test_eight_schools_bias_of_the_plain_elbo_is_visible(default_fit):
 # Supports
 
 
+@pytest.mark.long
 def test_support_that_depends_on_another_latent():
     """As in GARCH: b ~ Uniform(0, 1 − a). Nothing is observed of it but that y ~ N(a + b, 0.1)."""
 
@@ -210,6 +211,7 @@ def test_only_params():
     assert result.at_start().params["mu"] == 0
 
 
+@pytest.mark.long
 def test_theta_and_local_latents(default_fit):
     """z_i ~ N(theta, 1), x_i ~ N(z_i, 1): theta's maximum is the mean, evidence and posterior are Gaussian."""
     entry = models.linear_gaussian_theta
@@ -226,6 +228,7 @@ def test_theta_and_local_latents(default_fit):
     assert np.max(np.abs(draws.mean(0) - (x + result.params["theta"]) / 2)) < 4.5 * np.sqrt(0.5 / 20_000)
 
 
+@pytest.mark.long
 def test_subsampled_plate():
     """Batches of ten: theta and the local guide still end where all of the data puts them."""
     entry = models.linear_gaussian_theta

@@ -97,6 +97,7 @@ def test_default_guide_names_its_parameters_in_posterior_units(default_fit):
     np.testing.assert_allclose(params["auto_scale_tril"], np.eye(3), atol=0.02)
 
 
+@pytest.mark.long
 def test_local_latents_with_event_dims_and_theta():
     """z_i in R², theta a vector: the default guide has one Gaussian a datum."""
 
@@ -115,6 +116,7 @@ def test_local_latents_with_event_dims_and_theta():
     assert np.max(np.abs(draws.mean(0) - (x + result.params["theta"]) / 2)) < 4.5 * np.sqrt(0.5 / 4000)
 
 
+@pytest.mark.long
 def test_amortised_guide_with_networks_and_batches():
     pytest.importorskip("sklearn")
     entry = models.vae_digits

@@ -60,6 +60,7 @@ def test_bound_stays_below_the_evidence_where_gaussians_overlap():
     assert value < 0
 
 
+@pytest.mark.long
 def test_a_good_looking_fit_of_one_mode_is_not_called_good():
     result = estimax.fit(two_modes, estimators.ELBO(8), {}, num_steps=300, progress_bar=False, seed=1)
     assert result.start.bound == pytest.approx(0.0, abs=0.02)

@@ -53,6 +53,7 @@ def test_moments_equal_scikit_learn(fitted, peer):
     np.testing.assert_allclose(found.variances["f"], sd**2 - noise**2, atol=1e-6)
 
 
+@pytest.mark.long
 def test_intervals_densities_and_draws_follow_from_the_moments(fitted):
     y = np.array([0.0, 0.4, 0.0, 0.3, 0.1])
     found = fitted.predict({"X": NEW, "y": y})
@@ -69,6 +70,7 @@ def test_intervals_densities_and_draws_follow_from_the_moments(fitted):
     assert np.corrcoef(close.T)[0, 1] > 0.95
 
 
+@pytest.mark.long
 def test_arviz_groups(fitted, data):
     container = fitted.to_arviz(200, predictions=NEW)
     assert dict(container["posterior"].sizes) == {"chain": 1, "draw": 200, "f_dim_0": 40}
@@ -90,6 +92,7 @@ def test_saved_fits_predict_the_same(fitted, tmp_path):
     np.testing.assert_allclose(again.predict(NEW).mean, fitted.predict(NEW).mean, rtol=1e-9)
 
 
+@pytest.mark.long
 def test_saved_svgp_keeps_its_state(data, tmp_path):
     result = estimax.fit(process, SVGP(8, None, 0.5), data, num_steps=30, progress_bar=False)
     result.save(tmp_path / "svgp.nc", num_samples=50)

@@ -116,6 +116,7 @@ def test_given_values_of_a_model_without_second_derivatives():
     assert np.isfinite(start.scale).all()
 
 
+@pytest.mark.long
 def test_two_modes_are_noted():
     def model(y):
         w = numpyro.sample("w", dist.Normal(0.3, 3))
@@ -135,6 +136,7 @@ def centred(sigma, y):
         numpyro.sample("y", dist.Normal(theta, sigma), obs=y)
 
 
+@pytest.mark.long
 def test_centred_schools_have_no_joint_mode_and_are_not_called_good():
     """The density grows without bound as tau → 0. The fit must survive that and not praise itself wrongly."""
     truth = models.eight_schools.posterior_moments()
@@ -216,6 +218,7 @@ def test_search_is_in_double_precision():
     np.testing.assert_allclose(np.sqrt(np.diag(start.scale @ start.scale.T)), sd, rtol=1e-3)
 
 
+@pytest.mark.long
 def test_refining_improves_on_the_start(default_fit):
     result = default_fit("eight_schools", "ELBO")
     before, after = result.at_start().log_evidence(4000), result.log_evidence(4000)

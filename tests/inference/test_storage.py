@@ -64,6 +64,7 @@ def equal(first, second):
     )
 
 
+@pytest.mark.long
 def test_default_guide(default_fit, tmp_path):
     result = default_fit("linear_gaussian", "ELBO")
     result.save(tmp_path / "fit.nc", num_samples=50)
@@ -77,6 +78,7 @@ def test_default_guide(default_fit, tmp_path):
     assert more.num_steps == result.num_steps + 20
 
 
+@pytest.mark.long
 def test_local_latents_and_theta(default_fit, tmp_path):
     result = default_fit("linear_gaussian_theta", "ELBO")
     result.save(tmp_path / "fit.nc", num_samples=20)

@@ -52,6 +52,7 @@ def test_labels():
     assert labels("a", (2,)) == ["a[0]", "a[1]"]
 
 
+@pytest.mark.long
 def test_summary_of_a_fit_is_of_the_resampled_draws(default_fit):
     from estimax import models
 

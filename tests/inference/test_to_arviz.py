@@ -124,6 +124,7 @@ def test_netcdf_round_trip(schools, tmp_path):
     assert dataset(again, "posterior").attrs["inference_library"] == "estimax"
 
 
+@pytest.mark.long
 def test_log_weight_is_that_of_each_draw(default_fit):
     result = default_fit("linear_gaussian", "ELBO")
     plain = result.to_arviz(100, seed=5, resample=None)

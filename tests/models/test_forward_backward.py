@@ -53,6 +53,7 @@ def test_expectations_are_sums_over_paths(chain, blocks):
     np.testing.assert_allclose(found[3], transitions, atol=1e-13)
 
 
+@pytest.mark.long
 def test_derivatives_of_every_order_and_mode(blocks):
     """Second ones, forward over reverse and reverse over reverse, and third ones, of the sum over paths."""
     every = jnp.asarray(paths(*CHAINS["mixing"], EMISSION)[0])

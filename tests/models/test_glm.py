@@ -182,6 +182,7 @@ def test_priors_follow_the_units_of_the_columns(unit):
     np.testing.assert_allclose(intercept, prior_sd(x)[1], rtol=1e-10)
 
 
+@pytest.mark.long
 def test_prior_predictive_and_subsampling(draw):
     data = glm.poisson_data()
     x = data["x"]

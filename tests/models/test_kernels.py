@@ -52,6 +52,7 @@ def test_two_layers_are_the_covariance_of_wide_random_networks(kernel, activatio
     assert (np.abs(difference) < 4 * error + np.abs(products.mean(0)) / width).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kernel", [ArcCosine, Erf])
 def test_derivatives_are_finite_on_the_diagonal_and_equal_differences(kernel):
     points = jnp.asarray(np.concatenate([X, X[:1]]))

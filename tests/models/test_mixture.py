@@ -63,6 +63,7 @@ def test_start_leads_to_the_published_maximum(climb):
     np.testing.assert_allclose(np.sort(params["weights"]), [0.2995, 1 / 3, 0.3672], atol=1e-3)
 
 
+@pytest.mark.long
 def test_default_fit_finds_the_published_maximum():
     """Among many local ones, without a start of the user's."""
     result = estimax.fit(mixture.model, MLE(), mixture.data(), progress_bar=False)

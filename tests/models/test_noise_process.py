@@ -19,6 +19,7 @@ def process(request):
     return request.param
 
 
+@pytest.mark.long
 def test_moments_solve_the_stochastic_differential_equation(process):
     """d mean/dt = f mean and d var/dt = 2 f var + g², integrated by scipy from the first time to each later one."""
 

@@ -87,6 +87,7 @@ def test_the_random_series_is_unbiased():
     assert abs(draws.mean() - exact) < 4 * draws.std() / np.sqrt(len(draws))
 
 
+@pytest.mark.long
 def test_density_integrates_to_one_and_draws_return():
     flow = moved(residual_flow(random.key(0), base_dist=BASE, flow_layers=2, width=16), 0.4)
     density = FlowDensity(flow)

@@ -37,6 +37,7 @@ def test_log_density_is_scipys(process, covariance):
     np.testing.assert_allclose(process.gaussian_covariance, covariance[:4, :4], rtol=1e-12)
 
 
+@pytest.mark.long
 def test_conditional_is_the_ratio_of_joint_and_marginal(process, covariance):
     joint = stats.multivariate_t(np.full(6, 0.5), covariance, df=DF)
     marginal = stats.multivariate_t(np.full(4, 0.5), covariance[:4, :4], df=DF)

@@ -86,6 +86,7 @@ def test_hutchinson_is_unbiased():
     np.testing.assert_array_less(np.abs(draws.mean(0) - exact), 4 * error)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("process", [VP(), VE(0.02, 15.0)], ids=lambda p: type(p).__name__)
 def test_samplers_draw_the_gaussian(process):
     """Means within 4 standard errors; covariances within 4 and 2 % for the steps of the reversed process."""
@@ -194,6 +195,7 @@ def linear_velocity(x, t):
     return MEAN + slope / scale * (x - t * MEAN)
 
 
+@pytest.mark.long
 def test_flow_with_the_exact_velocity_has_the_gaussian_density_and_draws():
     flow = Flow(linear_velocity, 2, rtol=1e-6, atol=1e-6)
     x = X.astype(np.float32)
@@ -205,6 +207,7 @@ def test_flow_with_the_exact_velocity_has_the_gaussian_density_and_draws():
     np.testing.assert_array_less(np.abs(draws.mean(0) - MEAN), 4 * np.array([0.5, 2.0]) / np.sqrt(8_000))
 
 
+@pytest.mark.long
 def test_second_derivatives_pass_through_the_equation_in_double_precision(x64):
     """Of the log-density of N(m, 1) in m, data in single precision: x − m and −1."""
     log_prob = lambda m: Flow(lambda x, t: m, 1).log_prob(X[:1, :1].astype(np.float32))[0]  # noqa: E731

@@ -61,6 +61,7 @@ def test_bingham():
     within(result, truth, 4)
 
 
+@pytest.mark.long
 def test_polynomial():
     """Score matching in one step, and NCE with its constant by quadrature, within 4 s.e."""
     data, truth = exponential_family.polynomial_data(), exponential_family.polynomial_truth()
@@ -108,6 +109,7 @@ def test_ising_draws_and_constant():
     np.testing.assert_allclose(log_density(ising.ising, {"x": s}, params), energy, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.long
 def test_counts():
     """Independent Poisson where nothing ties the counts; NCE within 4 s.e. of the truth, its constant of the sum."""
     rates = np.array([1.5, 3.0])

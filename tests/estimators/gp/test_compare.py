@@ -10,6 +10,7 @@ from estimax.estimators import GPEvidence, SparseGP
 from .conftest import latent_model
 
 
+@pytest.mark.long
 def test_evidence_of_every_estimator_is_the_exact_one_at_its_hyper_parameters(series):
     """By NumPy; for inducing inputs within 4 of the stated standard errors."""
     rows = {k: v[:25] for k, v in series.items()}

@@ -62,6 +62,7 @@ def test_leave_one_out_equals_leaving_each_out(series):
     assert not problem.has_curvature
 
 
+@pytest.mark.long
 def test_fit_is_not_worse_than_scikit_learn_and_summary_has_standard_errors(series):
     result = estimax.fit(observed_model, GPEvidence(), series, progress_bar=False)
     kernel = ConstantKernel(1.0) * Matern(1.0, nu=1.5) + WhiteKernel(0.1)

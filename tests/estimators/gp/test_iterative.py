@@ -52,6 +52,7 @@ def test_short_iterations_say_so():
     assert run(jax.random.key(0)).residual > 1e-3
 
 
+@pytest.mark.long
 def test_gradient_is_that_of_the_exact_likelihood_in_its_standard_errors(series):
     exact = pose(GPEvidence(), observed_model, series)
     slope = jax.grad(lambda p: -exact.objective(p, exact.data))(exact.params)

@@ -110,6 +110,7 @@ def test_bound_lies_below_the_enumerated_evidence_by_little(pair):
     assert adjusted_rand_score(labels, found) == 1
 
 
+@pytest.mark.long
 def test_weights_of_draws_average_to_the_evidence(pair):
     """E log w is the bound, and E w the evidence of the partition that q(z) is on, by enumeration."""
     problem, params, data, _ = pair
@@ -159,6 +160,7 @@ def test_joint_draws_have_the_moments_of_dense_conditioning(single):
     assert np.abs((np.cov(y.T) - covariance) / spread).max() < 4.5
 
 
+@pytest.mark.long
 def test_predictions_of_two_clusters_equal_those_of_all_labellings(pair):
     """Mean and variance of the predictive mixture against enumeration; marginal draws against both, in standard
     errors. What one partition leaves out is worth 0.01 of a standard deviation here."""
@@ -191,6 +193,7 @@ def test_predictions_of_two_clusters_equal_those_of_all_labellings(pair):
     assert np.abs((y.var(0) - found.variance) / (found.variance * np.sqrt((kurtosis - 1) / S))).max() < 4.5
 
 
+@pytest.mark.long
 def test_a_task_may_have_hyper_parameters_of_its_own(single):
     """Noise a task, against the dense evidence; a task that the fit has not seen has none."""
     _, _, data, held_out = single

@@ -33,6 +33,7 @@ def binary():
     return {"X": X, "y": (rng.uniform(size=25) < special.expit(2 * np.sin(X))).astype(float)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
 def test_gaussian_likelihood_is_exact(series, method):
     exact = pose(GPEvidence(), latent_model, series)
@@ -51,6 +52,7 @@ def evidence_by_quadrature(X, y):
     return np.log(total)
 
 
+@pytest.mark.long
 def test_evidence_of_three_points_by_quadrature():
     data = {"X": np.array([0.0, 1.0, 2.5]), "y": np.array([1.0, 1.0, 0.0])}
     truth = evidence_by_quadrature(data["X"], data["y"])
@@ -61,6 +63,7 @@ def test_evidence_of_three_points_by_quadrature():
     assert abs(values["laplace"] - truth) < 0.1
 
 
+@pytest.mark.long
 def test_evidence_of_classification_by_importance_sampling(binary):
     """Truth: annealing is not needed, because plain importance sampling from EP's posterior has all its weights near
     one."""
@@ -82,6 +85,7 @@ def test_evidence_of_classification_by_importance_sampling(binary):
     assert abs(truth - simple) < 4 * np.hypot(error, stderr)
 
 
+@pytest.mark.long
 def test_laplace_equals_the_likelihood_family(binary):
     """MLE integrates the same latents by Laplace's method, block by block."""
     ours = pose(NonConjugateGP("laplace"), binary_model, binary)
@@ -127,6 +131,7 @@ LIKELIHOODS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_likelihoods_against_importance_sampling_from_the_prior(name):
     likelihood, y = LIKELIHOODS[name]

@@ -46,6 +46,7 @@ def test_titsias_and_fitc_equal_their_dense_formulas(series):
     np.testing.assert_allclose(value(pose(SparseGP(7, "fitc"), latent_model, series)), fitc, rtol=1e-7)
 
 
+@pytest.mark.long
 def test_svgp_with_one_natural_step_is_at_the_collapsed_bound(series):
     sparse = pose(SparseGP(10), latent_model, series)
     problem = pose(SVGP(10, None, 1.0), latent_model, series)
@@ -57,6 +58,7 @@ def test_svgp_with_one_natural_step_is_at_the_collapsed_bound(series):
     np.testing.assert_allclose(variance, other_variance, atol=1e-7)
 
 
+@pytest.mark.long
 def test_svgp_minibatches_are_unbiased(series):
     full = pose(SVGP(8, None), latent_model, series)
     part = pose(SVGP(8, 16), latent_model, series)
@@ -78,6 +80,7 @@ def test_coreset_on_the_data_themselves_is_exact(series, exact):
     assert value(problem) <= exact + 1e-6
 
 
+@pytest.mark.long
 def test_coreset_is_a_bound_for_other_likelihoods(series):
     """Its importance weights average to the evidence, its ELBO is their mean logarithm."""
     binary = {"X": series["X"][:25], "y": (series["y"][:25] > 1).astype(float)}

@@ -34,6 +34,7 @@ def times():
     return t, rng.normal(size=ROWS), rng.uniform(0.1, 0.5, ROWS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", KERNELS)
 def test_likelihood_and_posterior_equal_the_dense_ones(name, times):
     t, y, noise = times
