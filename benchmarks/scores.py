@@ -28,6 +28,7 @@ from numpyro.distributions import Categorical, MixtureSameFamily, Normal
 import estimax
 from estimax import estimators
 from estimax.inference import engine
+from estimax.inference.bench.density import flow as coupling_flow
 from estimax.models import diffusion_2d as plane
 from estimax.models import score_digits, toys_2d
 from estimax.models.diffusion import Diffusion
@@ -196,14 +197,12 @@ def standard(x: np.ndarray) -> np.ndarray:
 
 
 def flow_model(kind: str, size: int) -> Callable:
+    if kind == "nvp":
+        return coupling_flow
+
     def model(x: Any, batch_size: int | None = None) -> None:
         key = random.key(0) if numpyro.prng_key() is None else numpyro.prng_key()
-        if kind == "linear":
-            flow = LinearFlow(size, 4, key=key)
-        else:
-            base = flowjax.distributions.Normal(jnp.zeros(size))
-            flow = flowjax.flows.coupling_flow(key, base_dist=base, flow_layers=6, nn_activation=jnp.tanh)
-        flow = eqx_module("flow", flow)
+        flow = eqx_module("flow", LinearFlow(size, 4, key=key))
         with numpyro.plate("data", len(x), subsample_size=batch_size):
             numpyro.sample("x", FlowDensity(flow), obs=numpyro.subsample(x, event_dim=1))
 

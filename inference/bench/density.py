@@ -20,7 +20,7 @@ from numpyro import handlers
 from .cases import Case, Suite
 from .measures import sliced_wasserstein
 
-NUM_TRAIN, NUM_TEST, BATCH_SIZE, WIDTH, DEPTH = 10_000, 1000, 256, 64, 3
+NUM_TRAIN, NUM_TEST, BATCH_SIZE, NUM_STEPS, WIDTH, DEPTH = 10_000, 1000, 256, 3000, 64, 3
 NUM_TEST_DIGITS = 100
 """An exact trace takes 64 derivatives at every step of the equation."""
 FAR = 8.0
@@ -208,14 +208,14 @@ def _digits_data() -> dict[str, Any]:
 def suite() -> Suite:
     from ...models.toys_2d import TOYS
 
-    def case(name: str, data: Callable, score: Callable, num_steps: int, models: Mapping[str, Callable]) -> Case:
+    def case(name: str, data: Callable, score: Callable, models: Mapping[str, Callable]) -> Case:
         minibatches = {"subsample": True, "redraw": True}
-        return Case(name, flow, data, settings=minibatches, num_steps=num_steps, learning_rate=0.003, score=score,
+        return Case(name, flow, data, settings=minibatches, num_steps=NUM_STEPS, learning_rate=0.003, score=score,
                     models=models)  # fmt: skip
 
-    toys = [case(name, partial(_toy_data, name), partial(toy_score, name=name), 3000, MODELS) for name in TOYS]
+    toys = [case(name, partial(_toy_data, name), partial(toy_score, name=name), MODELS) for name in TOYS]
     normalised = {name: model for name, model in MODELS.items() if model is not energy}
-    digits = case("digits", _digits_data, digits_score, 3000, normalised)
+    digits = case("digits", _digits_data, digits_score, normalised)
     return Suite(
         "density",
         "densities learned from draws: four toys in the plane, exact, and digits",
