@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from common import earlier, write
+from common import earlier, seconds, write
 from tinygp import GaussianProcess, kernels, transforms
 
 import estimax
@@ -38,12 +38,7 @@ def series(n):
 
 def timed(run, repeats):
     run()  # compilation
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - began)
-    return float(np.median(seconds))
+    return float(np.median([seconds(run) for _ in range(repeats)]))
 
 
 def by_column(X, y):
@@ -205,47 +200,68 @@ def state_space_scaling():
     return out
 
 
-def stochastic():
-    """Steps a second of SVGP and CoresetGP, and of GPyTorch's SVGP, at the same sizes in single precision."""
-    n, M, B = (2000, 32, 64) if QUICK else (100_000, 256, 1024)
-    data, out = series(n), {}
-    for name, estimator in {"SVGP": SVGP(M, B), "CoresetGP": CoresetGP(M, B)}.items():
-        result = estimax.fit(regression, estimator, data, num_steps=5 if QUICK else 60, progress_bar=False)
-        out[name] = result.steps_per_second
-        print(name, out[name], flush=True)
-    try:
-        import gpytorch
-        import torch
+def svgp_of_gpytorch(data, M, B):
+    """GPyTorch's SVGP with natural gradients, as a call that takes steps."""
+    import gpytorch
+    import torch
 
-        X, y = torch.tensor(data["X"], dtype=torch.float32)[:, None], torch.tensor(data["y"], dtype=torch.float32)
+    n = len(data["y"])
+    X, y = torch.tensor(data["X"], dtype=torch.float32)[:, None], torch.tensor(data["y"], dtype=torch.float32)
 
-        class Model(gpytorch.models.ApproximateGP):
-            def __init__(self, Z):
-                q = gpytorch.variational.NaturalVariationalDistribution(M)
-                super().__init__(gpytorch.variational.VariationalStrategy(self, Z, q, learn_inducing_locations=True))
-                self.mean_module = gpytorch.means.ZeroMean()
-                self.covar_module = gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(nu=1.5))
+    class Model(gpytorch.models.ApproximateGP):
+        def __init__(self, Z):
+            q = gpytorch.variational.NaturalVariationalDistribution(M)
+            super().__init__(gpytorch.variational.VariationalStrategy(self, Z, q, learn_inducing_locations=True))
+            self.mean_module = gpytorch.means.ZeroMean()
+            self.covar_module = gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(nu=1.5))
 
-            def forward(self, x):
-                return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
+        def forward(self, x):
+            return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
 
-        model, likelihood = Model(X[:: n // M][:M].clone()), gpytorch.likelihoods.GaussianLikelihood()
-        natural = gpytorch.optim.NGD(model.variational_parameters(), num_data=n, lr=0.1)
-        adam = torch.optim.Adam([*model.hyperparameters(), *likelihood.parameters()], lr=0.01)
-        mll = gpytorch.mlls.VariationalELBO(likelihood, model, num_data=n)
-        steps = 5 if QUICK else 60
-        for i in range(steps + 3):
-            if i == 3:
-                began = time.perf_counter()
+    model, likelihood = Model(X[:: n // M][:M].clone()), gpytorch.likelihoods.GaussianLikelihood()
+    natural = gpytorch.optim.NGD(model.variational_parameters(), num_data=n, lr=0.1)
+    adam = torch.optim.Adam([*model.hyperparameters(), *likelihood.parameters()], lr=0.01)
+    mll = gpytorch.mlls.VariationalELBO(likelihood, model, num_data=n)
+
+    def take(steps):
+        for _ in range(steps):
             index = torch.randint(0, n, (B,))
             natural.zero_grad()
             adam.zero_grad()
             (-mll(model(X[index]), y[index])).backward()
             natural.step()
             adam.step()
-        out["gpytorch SVGP"] = steps / (time.perf_counter() - began)
+
+    return take
+
+
+def stochastic():
+    """Steps a second of SVGP and CoresetGP, and of GPyTorch's SVGP, at the same sizes in single precision, in turn."""
+    n, M, B = (2000, 32, 64) if QUICK else (100_000, 256, 1024)
+    rounds, steps = (2, 5) if QUICK else (7, 40)
+    data = series(n)
+
+    def of(estimator):
+        fit = lambda: estimax.fit(regression, estimator, data, num_steps=steps, progress_bar=False)  # noqa: E731
+        fit()  # compilation
+        return lambda: fit().steps_per_second
+
+    calls = {"SVGP": of(SVGP(M, B)), "CoresetGP": of(CoresetGP(M, B))}
+    try:
+        peer = svgp_of_gpytorch(data, M, B)
+        peer(3)
+        calls["gpytorch SVGP"] = lambda: steps / seconds(lambda: peer(steps))
     except ImportError:
         print("gpytorch is not installed: left out")
+    rates = {who: [] for who in calls}
+    for _ in range(rounds):
+        for who, call in calls.items():
+            rates[who].append(call())
+    out = {who: float(np.median(r)) for who, r in rates.items()}
+    if "gpytorch SVGP" in rates:
+        ratios = np.divide(rates["SVGP"], rates["gpytorch SVGP"])
+        out["SVGP over gpytorch"] = {"median": float(np.median(ratios)), "least": ratios.min(), "most": ratios.max()}
+    print(out, flush=True)
     return out
 
 

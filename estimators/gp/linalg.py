@@ -50,10 +50,19 @@ def jittered_cholesky(matrix: Array) -> tuple[Array, Array]:
     return found, levels[level] * scale
 
 
+@jax.custom_jvp
 def cholesky(matrix: Array) -> Array:
-    """Differentiable lower factor, with the least jitter that works."""
-    jitter = lax.stop_gradient(jittered_cholesky(lax.stop_gradient(matrix))[1])
-    return lax.linalg.cholesky(add_diagonal(matrix, jitter), symmetrize_input=False)
+    """Differentiable lower factor, with the least jitter that works. The jitter counts as a constant."""
+    return jittered_cholesky(matrix)[0]
+
+
+@cholesky.defjvp
+def _cholesky_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    """dL = L Φ(L⁻¹ dK L⁻ᵀ), Φ the lower triangle with half of the diagonal."""
+    factor = cholesky(primals[0])
+    inner = solve_triangular(factor, tangents[0], lower=True)
+    inner = lax.linalg.triangular_solve(factor, inner, left_side=False, lower=True, transpose_a=True)
+    return factor, factor @ (jnp.tril(inner) - 0.5 * jnp.diag(jnp.diagonal(inner)))
 
 
 def root(covariance: Array) -> Array:

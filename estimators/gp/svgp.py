@@ -63,7 +63,7 @@ class SVGP(Estimator):
             inputs[site] = process.X[inducing.greedy(process.kernel, process.X, self.num_inducing)]
         zeros = jnp.zeros(self.num_inducing, next(iter(inputs.values())).dtype)
         eye = jnp.eye(self.num_inducing, dtype=zeros.dtype)
-        problem = replace(problem, memory={s: Natural(zeros, eye) for s in inputs})
+        problem = replace(problem, memory={s: Natural(zeros, eye, eye) for s in inputs})
         if self.optimise_inducing:
             return with_own(problem, **{_inputs_name(s): Z for s, Z in inputs.items()})
         return replace(problem, inputs=inputs)
@@ -74,18 +74,24 @@ def _inputs_name(site: str) -> str:
 
 
 class Natural(NamedTuple):
-    """Natural parameters of a whitened q(v) = N(m, S)."""
+    """Natural parameters of a whitened q(v) = N(m, S), and the root that they are read by: factorised once a step."""
 
     shift: Array
     """S⁻¹ m, ``(M,)``."""
     precision: Array
     """S⁻¹, ``(M, M)``."""
+    root: Array
+    """R with R Rᵀ = S, upper triangular; NaN where the precision is not positive definite."""
 
-    def mean_and_root(self) -> tuple[Array, Array]:
-        """m, and R with R Rᵀ = S."""
-        factor = jnp.linalg.cholesky(self.precision)
-        root = solve_triangular(factor, jnp.eye(len(self.shift), dtype=factor.dtype), lower=True).T
-        return root @ (root.T @ self.shift), root
+    @property
+    def mean(self) -> Array:
+        return self.root @ (self.root.T @ self.shift)
+
+
+def natural(shift: Array, precision: Array) -> Natural:
+    factor = jnp.linalg.cholesky(precision)
+    root = solve_triangular(factor, jnp.eye(len(shift), dtype=factor.dtype), lower=True).T
+    return Natural(shift, precision, root)
 
 
 def divergence(mean: Array, root: Array) -> Array:
@@ -145,9 +151,8 @@ class SVGPProblem(ProcessProblem):
         projections = self.projections(params, data)
         means, variances = {}, {}
         for site, (white, left, prior) in projections.items():
-            mean, root = memory[site].mean_and_root()
-            means[site] = prior + white.T @ mean
-            variances[site] = jnp.maximum(left + jnp.sum((root.T @ white) ** 2, 0), 1e-10)
+            means[site] = prior + white.T @ memory[site].mean
+            variances[site] = jnp.maximum(left + jnp.sum((memory[site].root.T @ white) ** 2, 0), 1e-10)
         gradient = jax.grad(lambda m, v: self.expected(params, data, m, v), argnums=(0, 1))
         by_mean, by_variance = gradient(means, variances)
         rho = self.options.natural_step
@@ -157,16 +162,15 @@ class SVGPProblem(ProcessProblem):
             centred = means[site] - prior
             shift = scale * white @ (by_mean[site] - 2 * by_variance[site] * centred)
             precision = jnp.eye(len(old.shift), dtype=white.dtype) - 2 * scale * (white * by_variance[site]) @ white.T
-            new = Natural((1 - rho) * old.shift + rho * shift, (1 - rho) * old.precision + rho * precision)
-            factor = jnp.linalg.cholesky(new.precision)
-            good = jnp.isfinite(factor[-1, -1]) & jnp.all(jnp.isfinite(new.shift))
+            new = natural((1 - rho) * old.shift + rho * shift, (1 - rho) * old.precision + rho * precision)
+            good = jnp.isfinite(new.root[-1, -1]) & jnp.all(jnp.isfinite(new.shift))
             out[site] = jax.tree.map(lambda a, b, good=good: jnp.where(good, a, b), new, old)
         return out
 
     def objective(self, params: Params, data: Data, scale: Any = 1.0) -> Array:
         means, variances, total = {}, {}, jnp.zeros(())
         for site, (white, left, prior) in self.projections(params, data).items():
-            mean, root = self.memory[site].mean_and_root()
+            mean, root = self.memory[site].mean, self.memory[site].root
             means[site] = prior + white.T @ mean
             variances[site] = jnp.maximum(left + jnp.sum((root.T @ white) ** 2, 0), 1e-10)
             total = total - divergence(mean, root)
@@ -180,7 +184,7 @@ class SVGPProblem(ProcessProblem):
         out: dict[str, FunctionPosterior] = {}
         for site, process in self.hyper.read(params, self.data).latent.items():
             Z = self.Z(params, site)
-            mean, root = self.memory[site].mean_and_root()
+            mean, root = self.memory[site].mean, self.memory[site].root
             out[site] = Inducing(process.kernel, Z, linalg.cholesky(gram(process.kernel, Z)), mean, root)
         return out
 

@@ -46,3 +46,27 @@ def test_quick_distance_has_the_derivatives_of_tinygp_also_where_inputs_coincide
     assert type(swapped.kernel2.distance) is type(plain.kernel2.distance)  # the sum of absolute values stays
     slopes = [jax.jacobian(lambda x, k=k: k(x, x))(X) for k in (plain, swapped)]
     np.testing.assert_allclose(slopes[1], slopes[0], atol=1e-14)
+
+
+def test_factor_that_needs_jitter_and_its_derivative_equal_jax_on_the_jittered_matrix():
+    rng = np.random.default_rng(0)
+    points = np.sort(rng.uniform(0, 10, 30))
+    matrix = jnp.asarray(np.exp(-0.5 * (points[:, None] - points) ** 2 / 4.0))  # singular in double precision
+    jitter = linalg.jittered_cholesky(matrix)[1]
+    assert jitter > 0
+    weights, direction = jnp.asarray(rng.normal(size=(2, 30, 30)))
+    direction = direction + direction.T
+
+    def along(factor):
+        return jax.jvp(factor, (matrix,), (direction,))
+
+    for found, expected in zip(
+        along(linalg.cholesky), along(lambda m: jnp.linalg.cholesky(linalg.add_diagonal(m, jitter))), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-8 * jnp.max(jnp.abs(expected)))
+    found, expected = (
+        jax.grad(lambda m, f=factor: jnp.sum(weights * f(m)))(matrix)
+        for factor in (linalg.cholesky, lambda m: jnp.linalg.cholesky(linalg.add_diagonal(m, jitter)))
+    )
+    symmetric = lambda m: (m + m.T) / 2  # noqa: E731  the matrix is symmetric: only this part is defined
+    np.testing.assert_allclose(symmetric(found), symmetric(expected), atol=1e-6 * jnp.max(jnp.abs(expected)))
