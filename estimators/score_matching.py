@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax, random
+from jax.tree_util import Partial
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
-from . import data_argument, domains
+from . import data_argument, domains, sliced
 from .base import Data, Params
 from .frozen import fill
 from .guided import full_plates
@@ -258,13 +259,19 @@ class PointwiseProblem(LikelihoodProblem):
                 1.0,
             )
         name, size, batch = self.plate
-        indices = random.choice(key, size, (batch,), replace=False)
+        indices = self.chosen(key)
 
         def of_batch(x: Array) -> tuple[Data, Any]:
             moved = own.at[indices].set(x.reshape(batch, *shape[1:]))
             return {**data, self.argument: moved}, batch_of(name, indices)
 
         return own[indices].reshape(batch, -1), of_batch, size / batch
+
+    def chosen(self, key: Array) -> Array:
+        """Indices of the units of a batch."""
+        assert self.plate is not None
+        _, size, batch = self.plate
+        return random.choice(key, size, (batch,), replace=False)
 
     def log_prior(self, params: Params, data: Data) -> Array:
         return LikelihoodProblem.terms(self, params, data)[2]
@@ -285,7 +292,7 @@ class ScoreMatchingProblem(PointwiseProblem):
         full = (self.options.num_directions, *shape)  # type: ignore[attr-defined]
         kind = self.data[self.argument].dtype
         if self.options.variant == "sliced":  # type: ignore[attr-defined]
-            return random.rademacher(rng_key, full, kind)
+            return sliced.signs(rng_key, full, kind)
         return random.normal(rng_key, full, kind)
 
     def score(self, log_density: Callable, x: Array) -> Array:
@@ -298,10 +305,17 @@ class ScoreMatchingProblem(PointwiseProblem):
         if rng_key is not None:
             key, draw_key = random.split(rng_key)
         x, log_density, scale = self.density(params, data, key)
-        draws = self.draws if self.draws is not None or draw_key is None else self.draw(draw_key, x.shape)
+        draws = self.draws
+        if draws is None and draw_key is not None:
+            draws = self.draw(draw_key, x.shape)
+        elif draws is not None and self.plate and key is not None:
+            draws = draws[:, self.chosen(key)]
         variant = self.options.variant  # type: ignore[attr-defined]
         if variant == "denoising":
             value = self._denoising(log_density, x, draws)
+        elif variant == "sliced" and draw_key is not None and self.domain.kind == "real":  # type: ignore[union-attr]
+            # a stochastic loss takes gradients only; an exact one takes second derivatives too
+            value = sliced.objective(params, Partial(_log_density, self, data, key), x, draws)
         else:
             value = self._implicit(log_density, x, None if variant == "explicit" else draws)
         prior = self.log_prior(params, data) if self.options.has_prior else jnp.zeros(())
@@ -343,6 +357,10 @@ class ScoreMatchingProblem(PointwiseProblem):
             return jnp.sum(0.25 * (plus**2 + minus**2) + 0.5 * (plus - minus) * e / sigma, axis=-1)
 
         return sum((one(e) for e in noise), jnp.zeros(())) / len(noise)
+
+
+def _log_density(problem: PointwiseProblem, data: Data, key: Array | None, params: Params, x: Array) -> Array:
+    return problem.density(params, data, key)[1](x)
 
 
 @eqx.filter_jit

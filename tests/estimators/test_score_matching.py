@@ -13,7 +13,7 @@ from jax import lax, random
 from scipy import stats
 
 import estimax
-from estimax.estimators import MLE, ScoreMatching
+from estimax.estimators import MLE, ScoreMatching, sliced
 from estimax.inference import covariance, curvature
 from estimax.inference.solve import objective
 
@@ -245,6 +245,53 @@ def test_minibatches_are_unbiased():
     assert not result.has_curvature
     assert abs(result.params["mu"] - x.mean()) < 0.3
     np.testing.assert_allclose(result.params["sd"], x.std(), rtol=0.2)
+
+
+def energy(x):
+    """A network of one hidden layer, written out, with weights of its units."""
+    W = numpyro.param("W", random.normal(random.key(1), (3, 4)))
+    a = numpyro.param("a", random.normal(random.key(2), (4,)))
+    with numpyro.plate("data", x.shape[0], subsample_size=5):
+        numpyro.factor("x", jnp.tanh(numpyro.subsample(x, event_dim=1) @ W) @ a)
+
+
+@pytest.mark.parametrize("redraw", [True, False], ids=["redrawn", "of their units"])
+def test_sliced_gradient_of_a_batch_is_that_of_the_formula(redraw):
+    """½‖s‖² + vᵀ(∇s)v of every unit by JAX's own gradient and Hessian in x, differentiated by reverse mode."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), jnp.float32)
+    estimator = ScoreMatching("sliced", num_directions=2, subsample=True, redraw=redraw)
+    with jax.enable_x64(True):
+        problem = estimator.problem(random.key(0), energy, None, {"x": jnp.asarray(x, float)})
+        key = random.key(3)
+        chosen, drawn = random.split(key)
+        index = problem.chosen(chosen)
+        v = problem.draw(drawn, (5, 3)) if redraw else problem.draws[:, index]
+
+        def one(params, x, v):
+            log_p = lambda x: jnp.tanh(x @ params["W"]) @ params["a"]  # noqa: E731
+            bend = jax.hessian(log_p)(x)
+            return 0.5 * jnp.sum(jax.grad(log_p)(x) ** 2) + jnp.mean(jnp.einsum("mi,ij,mj->m", v, bend, v))
+
+        def formula(params):
+            return 8 / 5 * jnp.sum(jax.vmap(one, (None, 0, 1))(params, problem.data["x"][index], v))
+
+        value, slope = jax.jit(jax.value_and_grad(lambda p: problem.loss(p, key, problem.data)[0]))(problem.params)
+        expected, expected_slope = jax.jit(jax.value_and_grad(formula))(problem.params)
+        np.testing.assert_allclose(value, expected, rtol=1e-12)
+        for name in ("W", "a"):
+            np.testing.assert_allclose(slope[name], expected_slope[name], rtol=1e-11, atol=1e-12)
+
+
+def test_signs_are_fair_and_independent():
+    """Means and all pairwise products of neighbours, of the same bit in two words and of two rows, within 4 s.e."""
+    drawn = np.asarray(sliced.signs(random.key(0), (3, 7001), jnp.float32))
+    assert drawn.dtype == np.float32
+    assert np.all(np.abs(drawn) == 1)
+    flat = drawn.ravel()
+    products = [drawn.mean(1), flat[1:] * flat[:-1], flat[32:] * flat[:-32], drawn[0] * drawn[2]]
+    for product in products[1:]:
+        assert abs(product.mean()) < 4 / np.sqrt(product.size)
+    assert np.abs(products[0]).max() < 4 / np.sqrt(7001)
 
 
 @pytest.mark.long
