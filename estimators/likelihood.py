@@ -384,6 +384,8 @@ class LikelihoodProblem(Problem):
             done = jnp.minimum((self.memory - 1) / self.options.mollify_steps, 1.0)
             share = self.options.mollify * 0.5 * (1 + jnp.cos(jnp.pi * done))
         model = _replace_observed(model, self.observed, self.options.data_noise, noise_key, share)
+        if not self.options.has_prior:  # nobody asks for it: not even to be traced
+            model = handlers.block(model, hide=list(self.roles.estimated))
         return compute_log_probs(model, (), dict(data), {}, sum_log_prob=False)
 
     def _split(self, params: Params, data: Data, key: Array | None, extra: dict[str, Array],

@@ -20,7 +20,7 @@ from jax.flatten_util import ravel_pytree
 
 from ..estimators.base import Params, Problem
 from ..estimators.likelihood import freeze_covariance
-from . import curvature, quasi_newton
+from . import bootstrap, curvature
 from .solve import objective
 from .summary import labels
 
@@ -30,11 +30,8 @@ if TYPE_CHECKING:
 SINGULAR = 1e-11
 """Smallest eigenvalue of the scaled Hessian, relative to the largest, that counts as identified in double precision."""
 NUM_REPLICATES = 1000
-REFIT_TOLERANCE = 1e-4
-"""Of the decrement of a refit by gradients alone, in standard errors."""
-REFIT_STEPS = 30
-REFIT_BATCH = 50
-"""Refits side by side."""
+REGULAR = 10.0
+"""Most by which variances of refits may differ from those of the curvature for both to speak of the same maximum."""
 
 
 @dataclass(frozen=True)
@@ -83,27 +80,22 @@ def _scores(problem: Any, params: Params) -> Array:
 
 
 @eqx.filter_jit
-def _values_and_jacobian(problem: Problem, params: Params) -> tuple[Array, Array]:
+def _jacobian(problem: Problem, params: Params) -> Array:
     z, unravel = ravel_pytree(params)
-    flat = lambda z: ravel_pytree(problem.constrain(unravel(z)))[0]  # noqa: E731
-    return flat(z), jax.jacfwd(flat)(z)
+    return jax.jacfwd(lambda z: ravel_pytree(problem.constrain(unravel(z)))[0])(z)
 
 
 def site_names(problem: Problem, params: Params) -> list[str]:
     """Names of the scalars in the user's space, in the order of `ravel_pytree`."""
-    shapes = jax.eval_shape(problem.constrain, params)
-    names = []
-    for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]:
-        keys = [str(getattr(k, "key", getattr(k, "idx", k))) for k in path]
-        names += labels(".".join(keys), leaf.shape)
-    return names
+    return names_of(jax.eval_shape(problem.constrain, params))
 
 
-def unconstrained_names(params: Params) -> list[str]:
+def names_of(values: Any) -> list[str]:
+    """Names of the scalars of a tree, in the order of `ravel_pytree`."""
     names = []
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+    for path, leaf in jax.tree_util.tree_flatten_with_path(values)[0]:
         keys = [str(getattr(k, "key", getattr(k, "idx", k))) for k in path]
-        names += labels(".".join(keys), jnp.shape(leaf))
+        names += labels(".".join(keys), np.shape(leaf))
     return names
 
 
@@ -148,9 +140,8 @@ def compute(result: FitResult, kind: Any = None, *, num_replicates: int = NUM_RE
         hessian = result._cache["hessian"]
     else:
         hessian = np.asarray(_parts(problem, params)[1])
-    values, jacobian = (np.asarray(x) for x in _values_and_jacobian(problem, params))
     notes: list[str] = []
-    inverse, condition, unidentified = _inverse(hessian, unconstrained_names(params), notes)
+    inverse, condition, unidentified = _inverse(hessian, names_of(params), notes)
     replicates = None
     if not drawn and name in ("opg", "sandwich", "cluster"):
         scores = scores_of(problem, params)
@@ -162,7 +153,7 @@ def compute(result: FitResult, kind: Any = None, *, num_replicates: int = NUM_RE
     if name == "observed":
         matrix = inverse
     elif name == "opg":
-        matrix, _, unidentified = _inverse(scores.T @ scores, unconstrained_names(params), notes)  # type: ignore[union-attr]
+        matrix, _, unidentified = _inverse(scores.T @ scores, names_of(params), notes)  # type: ignore[union-attr]
     elif name == "sandwich":
         matrix = inverse @ (scores.T @ scores) @ inverse  # type: ignore[union-attr]
     elif name == "cluster":
@@ -170,7 +161,8 @@ def compute(result: FitResult, kind: Any = None, *, num_replicates: int = NUM_RE
         np.add.at(summed, kind[1].values.astype(int), scores)  # type: ignore[arg-type]
         matrix = inverse @ (summed.T @ summed) @ inverse
     else:
-        refits = bootstrap(problem, params, hessian, num_replicates, seed, parametric=name == "parametric_bootstrap")
+        parametric = name == "parametric_bootstrap"
+        refits = bootstrap.refit(problem, params, hessian, num_replicates, seed, parametric=parametric)
         good = np.isfinite(refits.values).all(1) & refits.converged
         if good.mean() < 0.95:
             notes.append(f"{np.sum(~good)} of {len(good)} refits did not converge and are left out")
@@ -183,18 +175,23 @@ def compute(result: FitResult, kind: Any = None, *, num_replicates: int = NUM_RE
                 "in the resampled data?): they dominate the standard errors; the percentile intervals bear them"
             )
         matrix = np.atleast_2d(np.cov(refits.unconstrained[good], rowvar=False))
-    constrained = (
-        jacobian @ matrix @ jacobian.T if replicates is None else np.atleast_2d(np.cov(replicates, rowvar=False))
-    )
-    if unidentified.size and replicates is None:
-        loose = np.abs(jacobian @ unidentified).max(1) > 1e-6 * np.maximum(np.abs(jacobian).max(1), 1e-300)
-        constrained = constrained.copy()
-        constrained[loose, loose] = np.inf
-    converged = _is_large(problem) and _quadratic(result.metrics.get("newton_decrement"))
-    if not drawn and not unidentified.size and not converged:
+    if replicates is not None:
+        constrained = np.atleast_2d(np.cov(replicates, rowvar=False))
+    else:
+        jacobian = np.asarray(_jacobian(problem, params))
+        constrained = jacobian @ matrix @ jacobian.T
+        if unidentified.size:
+            loose = np.abs(jacobian @ unidentified).max(1) > 1e-6 * np.maximum(np.abs(jacobian).max(1), 1e-300)
+            constrained[loose, loose] = np.inf
+    if replicates is None:
+        interior = bootstrap.size(problem) > 1_000_000 and _quadratic(result.metrics.get("newton_decrement"))
+    else:
+        interior = len(replicates) == num_replicates and not far.any() and _as_curved(matrix, hessian)
+    if not drawn and not unidentified.size and not interior:
         notes += _one_sided(problem, params, hessian)
+    estimate = np.concatenate([np.ravel(x) for x in jax.tree.leaves(result.params)])
     return Covariance(
-        kind=name, names=site_names(problem, params), estimate=values, matrix=constrained, unconstrained=matrix,
+        kind=name, names=names_of(result.params), estimate=estimate, matrix=constrained, unconstrained=matrix,
         hessian=hessian, condition_number=condition, notes=tuple(notes), replicates=replicates,
     )  # fmt: skip
 
@@ -231,12 +228,9 @@ def _inverse(matrix: np.ndarray | None, names: list[str], notes: list[str]) -> t
 
 @eqx.filter_jit
 def _along(problem: Problem, params: Params, steps: Array) -> Array:
+    """The loss at every step ``(batches, size, D)`` away from the parameters."""
     z, f, _ = objective(replace(problem, params=params))  # type: ignore[type-var]
-    return lax.map(lambda step: f(z + step), steps, batch_size=min(16, problem.batch)) - f(z)
-
-
-def _is_large(problem: Problem) -> bool:
-    return sum(np.size(x) for x in jax.tree.leaves(problem.data)) > 1_000_000
+    return lax.map(lambda some: jax.vmap(f)(z + some), steps)
 
 
 def _quadratic(decrements: np.ndarray | None) -> bool:
@@ -244,6 +238,16 @@ def _quadratic(decrements: np.ndarray | None) -> bool:
     return decrements is not None and decrements.ndim == 1 and len(decrements) > 1 and (
         decrements[-1] < 1e-2 * decrements[-2] and decrements[-1] < 1e-3
     )  # fmt: skip
+
+
+def _as_curved(matrix: np.ndarray, hessian: np.ndarray) -> bool:
+    """Whether refits spread in every direction as the curvature says, roughly.
+
+    Where the maximum is at infinity they do not: so far out no resampling has a slope that would move them.
+    """
+    factor = hessian @ curvature.whitening(hessian)[0]  # the inverse of the whitening, transposed
+    ratios = np.linalg.eigvalsh(factor.T @ matrix @ factor)
+    return bool(ratios[0] > 1 / REGULAR and ratios[-1] < REGULAR)
 
 
 def _one_sided(problem: Any, params: Params, hessian: np.ndarray) -> list[str]:
@@ -257,15 +261,18 @@ def _one_sided(problem: Any, params: Params, hessian: np.ndarray) -> list[str]:
     sds = np.sqrt(np.sum(factor**2, axis=1))
     # along each coordinate with the others following: the tangent of its profile
     directions = ((factor @ factor.T) / np.maximum(sds, 1e-300)).T
+    steps = np.concatenate([2 * directions, -2 * directions, np.zeros((1, len(z)))])
+    rows = bootstrap.batches(len(steps), problem.batch)
     with numpyro.validation_enabled(False):  # far out a value may round to the end of its support
-        rises = np.asarray(_along(problem, params, jnp.asarray(np.concatenate([2 * directions, -2 * directions]))))
+        losses = np.ravel(_along(problem, params, jax.device_put(steps[rows])))[: len(steps)]
+    rises = losses[:-1] - losses[-1]
     flat = np.flatnonzero(~(rises > 0.02))
     if not flat.size:
         return []
     directions = np.concatenate([directions, -directions])
     worst = directions[flat[np.argmin(rises[flat])]]
     scaled = worst / np.maximum(np.abs(z), 1.0)
-    names = unconstrained_names(params)
+    names = names_of(params)
     main = [i for i in np.argsort(-np.abs(scaled)) if abs(scaled[i]) > 0.1 * np.abs(scaled).max()][:4]
     where = ", ".join(f"{names[i]} → {'+' if worst[i] > 0 else '−'}∞" for i in main)
     values = problem.constrain(params)
@@ -280,73 +287,3 @@ def _one_sided(problem: Any, params: Params, hessian: np.ndarray) -> list[str]:
         f"the likelihood keeps growing along {where} (unconstrained space), so the maximum is at infinity: {reason}. "
         "Standard errors mean nothing here; take MAP with a prior, a penalty, or fewer parameters"
     ]
-
-
-@dataclass(frozen=True)
-class Refits:
-    unconstrained: np.ndarray
-    """``(B, D)``"""
-    values: np.ndarray
-    """``(B, P)`` in the user's space."""
-    converged: np.ndarray
-
-
-def _replicate(problem: Any, params: Params, change: Array) -> Problem:
-    """The problem with other weights ``(n,)``, or with data simulated from the fit by a key."""
-    if jnp.issubdtype(change.dtype, jax.dtypes.prng_key):
-        return replace(problem, params=params, observed=problem.simulate(params, change))
-    return replace(problem, params=params, weights=problem.weights * change)
-
-
-@eqx.filter_jit
-def _refits(problem: Any, params: Params, inverse: Array, changes: Array) -> tuple[Array, Array, Array]:
-    """Refits that start at the fit with its curvature, by gradients alone; and how far from their optimum they are."""
-    z0, unravel = ravel_pytree(params)
-
-    def one(change: Array) -> tuple[Array, Array, Array]:
-        gradient = jax.grad(objective(_replicate(problem, params, change))[1])
-        z, decrement = quasi_newton.settle(gradient, z0, gradient(z0), inverse, REFIT_TOLERANCE, REFIT_STEPS)
-        return z, ravel_pytree(problem.constrain(unravel(z)))[0], decrement
-
-    return lax.map(one, changes, batch_size=min(REFIT_BATCH, len(changes)))
-
-
-@eqx.filter_jit
-def _careful_refits(problem: Any, params: Params, changes: Array) -> tuple[Array, Array, Array]:
-    """The same by damped Newton steps, for those that run far."""
-    z0, unravel = ravel_pytree(params)
-
-    def one(change: Array) -> tuple[Array, Array, Array]:
-        f = objective(_replicate(problem, params, change))[1]
-        z, decrement = curvature.damped_newton(f, z0, tolerance=1e-3)
-        return z, ravel_pytree(problem.constrain(unravel(z)))[0], decrement
-
-    return lax.map(one, changes, batch_size=min(REFIT_BATCH, len(changes)))
-
-
-def bootstrap(
-    problem: Any, params: Params, hessian: np.ndarray, num_replicates: int, seed: int, *, parametric: bool = False
-) -> Refits:
-    """Refit to resampled units, or to data simulated from the fit; all replicates in one compiled program.
-
-    Raises:
-        ValueError: resampling where the model has no independent units.
-    """
-    if not parametric and problem.num_units < 2:
-        raise ValueError('covariance="bootstrap" resamples independent units, and this model has one only')
-    if parametric:
-        changes = random.split(random.key(seed), num_replicates)
-    else:
-        n = problem.num_units
-        drawn = np.random.default_rng(seed).integers(0, n, (num_replicates, n)) + n * np.arange(num_replicates)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=n * num_replicates).reshape(num_replicates, n)
-        changes = jax.device_put(counts.astype(float))
-    factor = curvature.whitening(hessian)[0]
-    z, values, decrement = (np.array(x) for x in _refits(problem, params, jax.device_put(factor @ factor.T), changes))
-    far = np.flatnonzero(~(decrement <= REFIT_TOLERANCE))
-    if far.size:
-        # as many as the next power of two, so that few programs are compiled
-        padded = np.resize(far, min(2 ** int(np.ceil(np.log2(far.size))), num_replicates))
-        again = (np.asarray(x)[: far.size] for x in _careful_refits(problem, params, changes[padded]))
-        z[far], values[far], decrement[far] = again
-    return Refits(z, values, decrement < 1e-2)
