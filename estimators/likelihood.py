@@ -580,4 +580,5 @@ def _to_units(log_prob: Array, dims: tuple[int, ...]) -> Array:
     if not dims:
         return log_prob
     keep = {log_prob.ndim + d for d in dims}
-    return jnp.sum(log_prob, axis=tuple(a for a in range(log_prob.ndim) if a not in keep))
+    others = tuple(a for a in range(log_prob.ndim) if a not in keep)
+    return jnp.sum(log_prob, axis=others) if others else log_prob

@@ -14,6 +14,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
+import numpyro
 from jax import Array, random
 from jax.flatten_util import ravel_pytree
 
@@ -157,7 +158,8 @@ def refit(
             slope, values = _gradients(problem, params, jax.device_put(z0 + u @ factor.T), changed)
             return np.asarray(slope) @ factor, np.asarray(values)
 
-        with np.errstate(all="ignore"):  # some refits leave for where the loss is not finite
+        # some refits leave for where the loss is not finite; the data were validated by the fit
+        with np.errstate(all="ignore"), numpyro.validation_enabled(False):
             u, values, left = _settle(gradients, len(rows), len(z0))
         return z0 + u @ factor.T, values, left
 
