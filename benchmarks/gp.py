@@ -6,6 +6,7 @@ python benchmarks/gp.py [evaluations] [state_space] [stochastic] [fits]
 import sys
 import time
 import warnings
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,13 @@ def series(n):
     rng = np.random.default_rng(0)
     X = np.sort(rng.uniform(0, n / 50, n))
     return {"X": X, "y": np.sin(X) + 0.5 * np.sin(0.3 * X) + 0.3 * rng.normal(size=n)}
+
+
+def elapsed(call):
+    """Seconds, and what the call returns."""
+    began = time.perf_counter()
+    out = call()
+    return time.perf_counter() - began, out
 
 
 def timed(run, repeats):
@@ -117,6 +125,37 @@ def of_gpytorch(data, length):
     return once
 
 
+def model_of_gpjax(length, amplitude=1.0, noise=0.5):
+    import gpjax
+
+    kernel = gpjax.kernels.Matern32(lengthscale=jnp.asarray(length), variance=jnp.asarray(amplitude) ** 2)
+    prior = gpjax.gps.Prior(mean_function=gpjax.mean_functions.Zero(), kernel=kernel, jitter=0.0)
+    return prior * gpjax.likelihoods.Gaussian(obs_stddev=jnp.asarray(noise))
+
+
+def data_of_gpjax(data):
+    import gpjax
+
+    return gpjax.Dataset(X=jnp.asarray(data["X"]).reshape(len(data["y"]), -1), y=jnp.asarray(data["y"])[:, None])
+
+
+def of_gpjax(data, length):
+    import gpjax
+
+    with jax.enable_x64(True):
+        own = data_of_gpjax(data)
+        start = [jnp.log(x) for x in (jnp.asarray(length), jnp.asarray(1.0), jnp.asarray(0.5))]
+        step = jax.jit(
+            jax.value_and_grad(lambda logs: -gpjax.objectives.conjugate_mll(model_of_gpjax(*map(jnp.exp, logs)), own))
+        )
+
+    def once(i):
+        with jax.enable_x64(True):
+            jax.block_until_ready(step([x + 1e-3 * i for x in start]))
+
+    return once
+
+
 def floor(data):
     """Cholesky and inverse by LAPACK itself: without them there is no gradient, whatever the kernel costs."""
     from scipy.linalg import lapack
@@ -136,10 +175,11 @@ def evaluations(n=200 if QUICK else 1000, rounds=2 if QUICK else 15):
     for name, (model, data, length) in cases.items():
         row = out[name] = {}
         calls = {"estimax": ours(model, data, row), "scikit-learn": of_scikit_learn(data, length)}
-        try:
-            calls["gpytorch"] = of_gpytorch(data, length)
-        except ImportError:
-            print("gpytorch is not installed: left out")
+        for who, peer in {"gpytorch": of_gpytorch, "gpjax": of_gpjax}.items():
+            try:
+                calls[who] = peer(data, length)
+            except ImportError:
+                print(f"{who} is not installed: left out")
         if data["X"].ndim == 1:
             calls["LAPACK's Cholesky and inverse alone"] = floor(data)
         for call in calls.values():
@@ -159,7 +199,7 @@ def evaluations(n=200 if QUICK else 1000, rounds=2 if QUICK else 15):
 
 
 def fits():
-    """Whole fits in seconds, compilation included, by rows."""
+    """Whole fits in seconds by rows: the first, which compiles, and the second."""
     out = {}
     plan = {
         "GPEvidence": (GPEvidence(), [200, 400] if QUICK else [250, 500, 1000, 2000], {}),
@@ -168,22 +208,41 @@ def fits():
     }
     for name, (estimator, sizes, options) in plan.items():
         for n in sizes:
-            data = series(n)
-            estimax.fit(regression, estimator, data, progress_bar=False, num_steps=10, **options)  # compilation
-            began = time.perf_counter()
-            result = estimax.fit(regression, estimator, data, progress_bar=False, **options)
-            out[f"{name} n={n}"] = {"seconds": time.perf_counter() - began, "iterations": result.num_steps}
+            fit = partial(estimax.fit, regression, estimator, series(n), progress_bar=False, **options)
+            first, result = elapsed(fit)
+            row = {"seconds of the first": first, "seconds": seconds(fit), "iterations": result.num_steps}
+            out[f"{name} n={n}"] = {**row, "loss": float(result.losses[-1])}
             print(name, n, out[f"{name} n={n}"], flush=True)
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
     n = 300 if QUICK else 2000
     data = series(n)
-    began = time.perf_counter()
-    GaussianProcessRegressor(ConstantKernel(1.0) * Matern(1.0, nu=1.5) + WhiteKernel(0.25), alpha=0.0).fit(
-        data["X"][:, None], data["y"]
-    )
-    out[f"scikit-learn n={n}"] = {"seconds": time.perf_counter() - began}
+    kernel = ConstantKernel(1.0) * Matern(1.0, nu=1.5) + WhiteKernel(0.25)
+    spent, peer = elapsed(lambda: GaussianProcessRegressor(kernel, alpha=0.0).fit(data["X"][:, None], data["y"]))
+    out[f"scikit-learn n={n}"] = {"seconds": spent, "loss": -peer.log_marginal_likelihood_value_}
+    try:
+        out |= fits_of_gpjax(200 if QUICK else 1000)
+    except ImportError:
+        print("gpjax is not installed: left out")
+    return out
+
+
+def fits_of_gpjax(n):
+    """By its two L-BFGS. They compile at every call, so that there is one figure only."""
+    import gpjax
+
+    def objective(model, data):
+        return -gpjax.objectives.conjugate_mll(model, data)
+
+    out = {}
+    with jax.enable_x64(True):
+        data = data_of_gpjax(series(n))
+        calls = {"fit_scipy": partial(gpjax.fit_scipy, verbose=False), "fit_lbfgs": gpjax.fit_lbfgs}
+        for name, fit in calls.items():
+            spent, (model, _) = elapsed(partial(fit, model=model_of_gpjax(1.0), objective=objective, train_data=data))
+            out[f"gpjax {name} n={n}"] = {"seconds": spent, "loss": float(objective(model, data))}
+            print(name, n, out[f"gpjax {name} n={n}"], flush=True)
     return out
 
 
