@@ -88,7 +88,9 @@ class GuidedProblem(Problem):
             if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(value)):
                 return f"parameter {name!r} is not finite"
         plate_key, particle_key = random.split(rng_key)
-        model, guide = particles.fix_plates(self.model, plate_key), particles.fix_plates(self.guide, plate_key)
+        structure = particles.inspect(self.model, self.guide, {}, (), dict(data))
+        indices = particles.draw_subsamples(structure, plate_key)
+        model, guide = substitute(self.model, indices), substitute(self.guide, indices)
         for key in random.split(random.split(particle_key)[0], 8):
             model_trace, guide_trace = _traces(model, guide, self.constrain(params), key, dict(data))
             for role, tr in (("guide", guide_trace), ("model", model_trace)):

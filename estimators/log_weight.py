@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, random
 from jax.lax import stop_gradient
+from numpyro.handlers import substitute
 from numpyro.infer import elbo as numpyro_elbo
 
 from . import particles
@@ -145,7 +146,8 @@ class LogWeight(Estimator, numpyro_elbo.ELBO):
             structure = particles.inspect(model, guide, params, args, kwargs)
         if structure.subsampled:
             plate_key, rng_key = random.split(rng_key)
-            model, guide = particles.fix_plates(model, plate_key), particles.fix_plates(guide, plate_key)
+            indices = particles.draw_subsamples(structure, plate_key)
+            model, guide = substitute(model, indices), substitute(guide, indices)
         theta, phi, power = self.theta, self._phi, self.resolve_power(structure)
         gradient = self.resolve_gradient(structure)
         if structure.inner_subsampled and not (theta.linear and phi.linear):
@@ -157,13 +159,15 @@ class LogWeight(Estimator, numpyro_elbo.ELBO):
         still = jax.tree.map(stop_gradient, params)
         live = {n: still[n] if n in structure.theta else v for n, v in params.items()}
 
-        def evaluate(**how: Any) -> particles.LogJoint:
-            def one(key: Array) -> particles.LogJoint:
-                return particles.log_joint(key, structure, model, guide, args, kwargs, **how)
-
+        def each(fn: Callable, *of_particle: Any) -> Any:
+            """`fn` of every particle's key and share of arrays (K, ...)."""
             if self.num_particles == 1:
-                return jax.tree.map(lambda x: x[None], one(rng_key))
-            return self.vectorize_particles_fn(one, random.split(rng_key, self.num_particles))
+                return jax.tree.map(lambda x: x[None], fn(rng_key, *jax.tree.map(lambda x: x[0], of_particle)))
+            keys = random.split(rng_key, self.num_particles)
+            return self.vectorize_particles_fn(lambda xs: fn(*xs), (keys, *of_particle))
+
+        def evaluate(**how: Any) -> particles.LogJoint:
+            return each(lambda key: particles.log_joint(key, structure, model, guide, args, kwargs, **how))
 
         def points(values: dict) -> dict | None:
             return values if structure.points else None
@@ -177,6 +181,24 @@ class LogWeight(Estimator, numpyro_elbo.ELBO):
             joint = evaluate(draw=still, log_q=log_q, points=points(live), log_p=params)
             log_w = stop_gradient(joint.log_weight(power))
             surrogate = _times(theta.total(log_w), joint.model(power)) + phi.score(log_w) * joint.guide
+        elif structure.theta and not structure.points and gradient != "reparam" and phi.follows(theta):
+            # One pass forward and one backward through the model serve both: what comes back to each draw with the
+            # coefficients of θ becomes φ's by the ratio of the two. Drawing once, the densities are a function of it.
+            def log_weight(draws: dict, of_model: dict) -> Array:
+                def one(key: Array, at: dict) -> Array:
+                    how = {"draw": still, "log_p": still | of_model, "at": at}
+                    return particles.log_joint(key, structure, model, guide, args, kwargs, **how).log_weight(power)
+
+                return each(one, draws)
+
+            draws = each(lambda key: particles.draw(key, structure, guide, args, kwargs, live))
+            of_model = {n: params[n] for n in structure.theta}
+            log_w, pull_back = jax.vjp(log_weight, stop_gradient(draws), stop_gradient(of_model))
+            ours, theirs = theta.total(log_w), {"path": phi.path, "dreg": phi.double}[gradient](log_w)
+            ratio = jnp.where(ours == 0, 0.0, theirs / jnp.where(ours == 0, 1.0, ours))
+            to_draws, to_model = pull_back(ours)
+            to_draws = {n: particles.over_plates(ratio, structure, n, x.ndim) * x for n, x in to_draws.items()}
+            surrogate = _inner(to_draws, draws) + _inner(to_model, of_model)
         else:
             joint = evaluate(draw=live, log_q=log_q, points=points(still), log_p=still)
             log_w = stop_gradient(joint.log_weight(power))
@@ -215,6 +237,11 @@ class LogWeight(Estimator, numpyro_elbo.ELBO):
     def with_gradient(self, gradient: str | None) -> LogWeight:
         """The same estimator with another gradient estimator."""
         return replace(self, gradient=gradient)
+
+
+def _inner(cotangents: Any, values: Any) -> Array:
+    """The function of `values` whose derivatives are `cotangents`."""
+    return jax.tree.reduce(jnp.add, jax.tree.map(lambda c, x: jnp.sum(stop_gradient(c) * x), cotangents, values))
 
 
 def _times(coefficient: Array, log_density: Array) -> Array:

@@ -48,6 +48,15 @@ class Objective(abc.ABC):
         the score term ("path") leaves the gradient unbiased."""
         return False
 
+    @property
+    def tail(self) -> float:
+        """A power of its weight like which the coefficient of a particle vanishes, or faster."""
+        return 0.0
+
+    def follows(self, other: Objective) -> bool:
+        """Whether each coefficient is at most 2K times that of `other`'s `total`, whatever the K weights."""
+        return isinstance(other, PowerMean) and 0 <= other.order <= self.tail
+
     @abc.abstractmethod
     def __call__(self, log_w: Array) -> Array:
         """Value of the objective per plate element, in nats: ``(K, *plates) -> plates``."""
@@ -112,6 +121,10 @@ class PowerMean(Bound):
     """
 
     order: float = 1.0
+
+    @property
+    def tail(self) -> float:
+        return self.order
 
     @property
     def linear(self) -> bool:
@@ -183,6 +196,10 @@ class Mixture(Bound):
 
     terms: tuple[tuple[float, Bound], ...]
 
+    @property
+    def tail(self) -> float:
+        return min(bound.tail for _, bound in self.terms)
+
     @staticmethod
     def _sum(terms: Iterable[Array]) -> Array:
         return functools.reduce(jnp.add, terms)
@@ -208,6 +225,7 @@ class ForwardKL(Objective):
     """
 
     gradients: ClassVar[tuple[str, ...]] = ("score", "dreg")
+    tail: ClassVar[float] = 1.0
 
     def __call__(self, log_w: Array) -> Array:
         w = jax.nn.softmax(log_w, 0)
@@ -234,6 +252,7 @@ class ForwardChi2(Objective):
     """
 
     gradients: ClassVar[tuple[str, ...]] = ("score", "reparam", "dreg")
+    tail: ClassVar[float] = 2.0
 
     def __call__(self, log_w: Array) -> Array:
         return jnp.log(log_w.shape[0]) - logsumexp(2 * log_w, 0)

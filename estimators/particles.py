@@ -7,20 +7,18 @@ or two evaluations of the densities, with the right stop-gradients between them,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, random
 from numpyro import distributions as dist
+from numpyro import plate
 from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.infer.util import compute_log_probs
 from numpyro.ops.provenance import eval_provenance
 from numpyro.util import check_model_guide_match
-
-# Random plate subsamples must agree between particles, model and guide; every other random site draws its own.
-_ONLY_PLATES = ["sample", "prng_key", "control_flow"]
 
 
 class Structure(NamedTuple):
@@ -34,8 +32,9 @@ class Structure(NamedTuple):
     """Latent sample sites of the model: name -> distribution (abstract)."""
     observed: frozenset[str]
     """Observed sample sites of the model."""
-    free: frozenset[str]
-    """Guide sites with a density of their own. The others, Delta and factor sites, are functions of these."""
+    free: dict[str, int]
+    """Guide sites with a density of their own -> their event dimension. The others, Delta and factor sites, are
+    functions of these."""
     points: bool
     """Whether a function among the guide's sites has parameters, as a point estimate has."""
     not_reparameterised: tuple[str, ...]
@@ -48,8 +47,8 @@ class Structure(NamedTuple):
     """Size over subsample size of those plates, multiplied."""
     inner_subsampled: tuple[str, ...]
     """Subsampled plates that do not enclose every site."""
-    subsampled: bool
-    """Whether any plate is."""
+    subsampled: tuple[tuple[str, int, int], ...]
+    """Name, size and subsample size of every subsampled plate, those of the guide first."""
     num_data: int
     """Number of observed scalars, subsampled plates counted at full size."""
     num_latents: int
@@ -106,7 +105,7 @@ def _has_points(
     return any(jax.tree.leaves(eval_provenance(evaluate, values=values), is_leaf=is_set))
 
 
-def _only(tr: dict, names: frozenset[str]) -> dict:
+def _only(tr: dict, names: Container[str]) -> dict:
     """The part of a trace that fixes these sites and the plates."""
     return {n: s for n, s in tr.items() if s["type"] == "plate" or n in names}
 
@@ -155,7 +154,7 @@ def check_match(model_trace: dict, guide_trace: dict) -> None:
 
 def _structure(model_trace: dict, guide_trace: dict) -> Structure:
     sites = [s for t in (model_trace, guide_trace) for s in t.values() if s["type"] == "sample"]
-    plates = {n: s["args"] for t in (model_trace, guide_trace) for n, s in t.items() if s["type"] == "plate"}
+    plates = {n: s["args"] for t in (guide_trace, model_trace) for n, s in t.items() if s["type"] == "plate"}
     stacks = [set(s["cond_indep_stack"]) for s in sites]
     common = set.intersection(*stacks) if stacks else set()
     inner = {f.name for f in set().union(*stacks) - common if plates[f.name][0] > f.size}
@@ -179,14 +178,14 @@ def _structure(model_trace: dict, guide_trace: dict) -> Structure:
         constraints={n: s["kwargs"].get("constraint", dist.constraints.real) for n, s in params.items()},
         latents={n: s["fn"] for n, s in latents.items()},
         observed=frozenset(observed),
-        free=frozenset(free),
+        free={n: s["fn"].event_dim for n, s in free.items()},
         points=False,
         not_reparameterised=tuple(n for n, s in free.items() if not s["fn"].has_rsample),
         only_reparameterised=tuple(n for n, s in guide_trace.items() if s["type"] == "sample" and not _has_density(s)),
         plate_dims=frozenset(f.dim for f in common),
         plate_scale=scale,
         inner_subsampled=tuple(sorted(inner)),
-        subsampled=any(subsample not in (None, size) for size, subsample in plates.values()),
+        subsampled=tuple((n, size, sub) for n, (size, sub) in plates.items() if sub not in (None, size)),
         num_data=count(list(observed.values())),
         num_latents=count(list(latents.values())),
     )
@@ -230,6 +229,7 @@ def log_joint(
     log_q: dict | None = None,
     points: dict | None = None,
     log_p: dict,
+    at: dict[str, Array] | None = None,
 ) -> LogJoint:
     """Densities at one draw of the guide, each differentiable in the parameters that it is given.
 
@@ -239,9 +239,10 @@ def log_joint(
         log_q: parameters with which their density is evaluated; None takes those of the draw itself.
         points: parameters with which the guide's Delta and factor sites follow from them; None as before.
         log_p: parameters with which log p(x, z) is evaluated.
+        at: values of the guide's free sites in place of a draw; `draw` then only gives their density.
     """
     model_key, guide_key = random.split(rng_key)
-    seeded_guide = seed(guide, guide_key)
+    seeded_guide = seed(guide, guide_key) if at is None else substitute(seed(guide, guide_key), at)
     q, drawn = compute_log_probs(seeded_guide, args, kwargs, draw, sum_log_prob=False)
     fixed = replay(seeded_guide, _only(drawn, structure.free))
     free_q, function_q, placed = q, q, drawn
@@ -265,6 +266,27 @@ def log_joint(
     )
 
 
-def fix_plates(fn: Callable, rng_key: Array) -> Callable:
-    """Give `fn` one draw of its plate subsamples, shared by all particles."""
-    return seed(fn, rng_key, hide_types=_ONLY_PLATES)
+def draw(
+    rng_key: Array, structure: Structure, guide: Callable, args: tuple, kwargs: dict, params: dict
+) -> dict[str, Array]:
+    """The guide's free sites as `log_joint` draws them with this key."""
+    drawn = trace(substitute(seed(guide, random.split(rng_key)[1]), params)).get_trace(*args, **kwargs)
+    return {n: drawn[n]["value"] for n in structure.free}
+
+
+def over_plates(values: Array, structure: Structure, site: str, ndim: int) -> Array:
+    """An array ``(K, *plates)`` in a shape that broadcasts against `ndim` dimensions of K draws of a site."""
+    event_dim = structure.free[site]
+    sizes = iter(values.shape[1:])
+    batch_shape = [next(sizes) if d in structure.plate_dims else 1 for d in range(event_dim - ndim + 1, 0)]
+    return values.reshape(len(values), *batch_shape, *(1,) * event_dim)
+
+
+def draw_subsamples(structure: Structure, rng_key: Array) -> dict[str, Array]:
+    """Indices of the data in every subsampled plate, which model, guide and all particles must share."""
+
+    def plates() -> None:
+        for name, size, subsample_size in structure.subsampled:
+            plate(name, size, subsample_size)
+
+    return {n: s["value"] for n, s in trace(seed(plates, rng_key)).get_trace().items()}
