@@ -6,6 +6,7 @@ from .compositional import CompositionalMLE
 from .contrastive import ContrastiveDivergence, UnbiasedCD
 from .ddo import DDO
 from .denoising import TIWDSM, DenoisingScoreMatching, TargetScoreMatching
+from .dlsm import DLSM
 from .ebflow import EBFlow
 from .em import EM
 from .family import (
@@ -66,6 +67,7 @@ __all__ = [
     "CHIVI",
     "CIWAE",
     "DDO",
+    "DLSM",
     "ELBO",
     "EM",
     "IWAE",

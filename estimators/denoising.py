@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,22 @@ from .matching import Matching
 
 WEIGHTINGS = ("noise", "likelihood", "score")
 TIMES = ("uniform", "log_snr")
+
+
+class Noised(NamedTuple):
+    """Data x_t = α(t) x + σ(t) ε of shape ``(*batch, *event)``."""
+
+    x: Array
+    noise: Array
+    """ε."""
+    t: Array
+    """Times, ``(*batch,)``."""
+    wide: Array
+    """The same, to broadcast against x."""
+    weight: Array
+    """λ(t) over the density of t."""
+    axes: tuple[int, ...]
+    """Of one datum."""
 
 
 @dataclass(frozen=True)
@@ -94,15 +110,19 @@ class DenoisingScoreMatching(Matching):
         """Weight of every noisy datum, and what is added to its target; `t` has the batch's shape."""
         return 1.0, 0.0
 
-    def objective(self, fn: Any, x: Array, rng_key: Array, table: Any) -> Array:
+    def add_noise(self, fn: Any, x: Array, rng_key: Array) -> Noised:
+        """Every datum at a time and under a noise of its own."""
         x = fn.checked(x)
         axes = tuple(range(x.ndim - fn.event_dim, x.ndim))
         t, weight = self.draw_times(fn.process, random.fold_in(rng_key, 0), x.shape[: axes[0]])
         wide = jnp.expand_dims(t, axes)
         noise = random.normal(random.fold_in(rng_key, 1), x.shape, x.dtype)
-        noisy = fn.process.alpha(wide) * x + fn.process.sigma(wide) * noise
+        return Noised(fn.process.alpha(wide) * x + fn.process.sigma(wide) * noise, noise, t, wide, weight, axes)
+
+    def objective(self, fn: Any, x: Array, rng_key: Array, table: Any) -> Array:
+        noisy, noise, t, wide, weight, axes = self.add_noise(fn, x, rng_key)
         factor, shift = self.correction(fn, noisy, t)
-        error = fn.score(noisy, t) - self.target(fn, x, noise, wide, table) - shift
+        error = fn.score(noisy, t) - self.target(fn, fn.checked(x), noise, wide, table) - shift
         return weight * factor * 0.5 * jnp.sum(error**2, axes)
 
 
