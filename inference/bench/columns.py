@@ -183,7 +183,8 @@ def _ours(estimator: Estimator | None, case: Case, seed: int, settings: Settings
     options["optimizer"] = None if case.optimizer is None else case.optimizer()
     options = {k: v for k, v in options.items() if v is not None}
 
-    model = case.models.get(type(estimator).__name__, case.model)
+    kinds = (kind.__name__ for kind in type(estimator).__mro__)
+    model = next((case.models[kind] for kind in kinds if kind in case.models), case.model)
 
     def fitted(**more: Any) -> FitResult:
         return fit(model, estimator, dict(case.data()), seed=seed, progress_bar=False, **{**options, **more})

@@ -99,8 +99,6 @@ def energy(x: Any, batch_size: int | None = None) -> None:
 
 MODELS: Mapping[str, Callable[..., None]] = {
     "DenoisingScoreMatching": diffusion,
-    "TargetScoreMatching": diffusion,
-    "TIWDSM": diffusion,
     "ConditionalFlowMatching": velocity,
     "StochasticInterpolant": interpolant,
     "ScoreMatching": energy,
@@ -108,10 +106,9 @@ MODELS: Mapping[str, Callable[..., None]] = {
     "ConditionalNCE": energy,
     "CompositionalMLE": energy,
     "ContrastiveDivergence": energy,
-    "UnbiasedCD": energy,
-    "RecoveryLikelihood": energy,
+    "DDO": flow,
 }
-"""By name of the estimator; every other gets `flow`."""
+"""By name of the estimator's class or one that it derives from; every other gets `flow`."""
 
 
 class OnGrid:
