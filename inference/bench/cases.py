@@ -63,8 +63,8 @@ class Case:
     optimizer: Callable[[], Any] | None = None
     """Makes the optimizer, where a schedule of its own is asked for."""
     models: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
-    """Models by name of the estimator's class or one that it derives from, where kinds of estimators fit kinds of models;
-    every other gets `model`."""
+    """Models by name of the estimator's class or one that it derives from, where kinds of estimators fit kinds of
+    models; every other gets `model`."""
     score: Callable[[Any, int], Mapping[str, float]] | None = None
     """Measures of its own, from a `FitResult` and the seed: held-out log-likelihoods, errors of parameters."""
     procedure: Callable[[Any, int, Settings], Mapping[str, float]] | None = None
