@@ -17,6 +17,9 @@ LogLikelihood = Callable[[Array], Array]
 
 NODES = {1: 32, 2: 16, 3: 8}
 """Nodes a dimension."""
+TILTED_NODES = 64
+"""Of tilted densities. With 32 the evidence of a classification is off by 6e-5 nats and its gradient, which takes the
+nodes as fixed, by 5e-4: too much for a solver to settle."""
 MODE_STEPS = 15
 
 
@@ -61,10 +64,9 @@ def tilted(log_lik: LogLikelihood, mean: Array, variance: Array) -> tuple[Array,
     between fixed ones. Where the likelihood is not log-concave there may be several modes, and nodes stand around
     `mean`.
     """
-    nodes, log_w = hermite()
-    x = nodes
+    x, log_w = hermite(nodes=TILTED_NODES)
     sd = jnp.sqrt(variance)
-    centre, width = lax.stop_gradient(_where_mass_is(log_lik, mean, variance, mean + sd * x))
+    centre, width = lax.stop_gradient(_where_mass_is(log_lik, mean, variance, mean + sd * hermite()[0]))
     f = centre + width * x
     log_p = jax.vmap(log_lik)(f) - 0.5 * (f - mean) ** 2 / variance - jnp.log(sd) + jnp.log(width)
     log_p = log_p + 0.5 * x**2 + log_w[:, None]

@@ -13,7 +13,7 @@ from tinygp import GaussianProcess, kernels
 
 from estimax.estimators import MLE, GPEvidence, NonConjugateGP
 from estimax.estimators.gp import nonconjugate
-from estimax.estimators.gp.quadrature import hermite
+from estimax.estimators.gp.quadrature import hermite, tilted
 
 from .conftest import binary_model, dense, latent_model, pose
 
@@ -169,6 +169,21 @@ def test_quadrature_integrates_polynomials():
     assert float(jnp.sum(jnp.exp(log_w) * nodes[:, 0] ** 4 * nodes[:, 1] ** 2)) == pytest.approx(3.0)
     with pytest.raises(ValueError, match="up to 3 latent processes"):
         hermite(4)
+
+
+def test_tilted_densities_of_a_wide_prior_equal_a_fine_grid():
+    """A step seen from a prior five times as wide: half of a Gaussian, which its mode and curvature do not tell. Half
+    the nodes are off by 2e-4 nats, and a solver then finds no optimum of EP's evidence."""
+    mean, sd = np.array([-9.0, -4.0, 0.0, 4.0]), 4.6
+    found = tilted(jax.nn.log_sigmoid, jnp.asarray(mean), jnp.full(4, sd**2))
+    grid = np.linspace(-80, 80, 400_001)
+    density = stats.norm.pdf(grid, mean[:, None], sd) * special.expit(grid)
+    mass = np.trapezoid(density, grid, axis=1)
+    first = np.trapezoid(density * grid, grid, axis=1) / mass
+    second = np.trapezoid(density * (grid - first[:, None]) ** 2, grid, axis=1) / mass
+    np.testing.assert_allclose(found[0], np.log(mass), atol=1e-5)
+    np.testing.assert_allclose(found[1], first, atol=1e-4)
+    np.testing.assert_allclose(found[2], second, rtol=1e-4)
 
 
 def test_options_and_models_that_do_not_suit_are_named(binary):
