@@ -41,15 +41,6 @@ class Refits:
     converged: np.ndarray
 
 
-def batches(num: int, most: int) -> np.ndarray:
-    """Indices of so many rows in batches ``(batches, size)`` of one size, because every size is compiled anew.
-
-    The last row is repeated to fill them.
-    """
-    count = -(-num // most)
-    return np.minimum(np.arange(-(-num // count) * count), num - 1).reshape(count, -1)
-
-
 def size(problem: Problem) -> int:
     """Numbers in the data."""
     return sum(np.size(x) for x in jax.tree.leaves(problem.data))
@@ -163,7 +154,7 @@ def refit(
             u, values, left = _settle(gradients, len(rows), len(z0))
         return z0 + u @ factor.T, values, left
 
-    found = zip(*map(settled, batches(num_replicates, most)), strict=True)
+    found = zip(*map(settled, curvature.batches(num_replicates, most)), strict=True)
     z, values, left = (np.concatenate(x)[:num_replicates] for x in found)
     far = np.flatnonzero(~(left <= TOLERANCE))
     if far.size:

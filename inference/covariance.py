@@ -21,7 +21,7 @@ from jax.flatten_util import ravel_pytree
 from ..estimators.base import Params, Problem
 from ..estimators.likelihood import freeze_covariance
 from . import bootstrap, curvature
-from .solve import objective
+from .solve import objective, rows_at_once
 from .summary import labels
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ class Covariance:
 def _parts(problem: Problem, params: Params) -> tuple[Array, Array]:
     p = replace(problem, params=params)  # type: ignore[type-var]
     z, f, _ = objective(p)
-    return curvature.gradient_and_hessian(f, z, None if problem.batch >= 32 else problem.batch)
+    rows = rows_at_once(problem, z.shape[0]) if problem.batch >= 32 else problem.batch
+    return curvature.gradient_and_hessian(f, z, rows)
 
 
 @eqx.filter_jit
@@ -262,7 +263,7 @@ def _one_sided(problem: Any, params: Params, hessian: np.ndarray) -> list[str]:
     # along each coordinate with the others following: the tangent of its profile
     directions = ((factor @ factor.T) / np.maximum(sds, 1e-300)).T
     steps = np.concatenate([2 * directions, -2 * directions, np.zeros((1, len(z)))])
-    rows = bootstrap.batches(len(steps), problem.batch)
+    rows = curvature.batches(len(steps), problem.batch)
     with numpyro.validation_enabled(False):  # far out a value may round to the end of its support
         losses = np.ravel(_along(problem, params, jax.device_put(steps[rows])))[: len(steps)]
     rises = losses[:-1] - losses[-1]

@@ -14,6 +14,9 @@ from . import quasi_newton
 
 Loss = Callable[[Array], Array]
 
+CLOSER = 0.7
+"""Of the decrement allowed, what steps by gradients are to reach by the curvature that they have gathered."""
+
 
 def off_zero(z: Array) -> Array:
     """The same vector with zeros made 1e-12, derivatives untouched.
@@ -24,11 +27,21 @@ def off_zero(z: Array) -> Array:
     return z + jnp.where(z == 0, jnp.asarray(1e-12, z.dtype), jnp.zeros((), z.dtype))
 
 
+def batches(num: int, most: int) -> np.ndarray:
+    """Indices of so many rows in batches ``(batches, size)`` of one size, because every size is compiled anew.
+
+    The last row is repeated to fill them.
+    """
+    count = -(-num // most)
+    return np.minimum(np.arange(-(-num // count) * count), num - 1).reshape(count, -1)
+
+
 def gradient_and_hessian(f: Loss, z: Array, batch: int | None = None) -> tuple[Array, Array]:
     """Gradient ``(D,)`` and Hessian ``(D, D)``, forward over reverse; `batch` rows at once, all where it is None."""
     gradient, tangent = jax.linearize(jax.grad(f), z)
-    rows = jnp.eye(z.shape[0], dtype=z.dtype)
-    hessian = jax.vmap(tangent)(rows) if batch is None else lax.map(tangent, rows, batch_size=batch)
+    size = z.shape[0]
+    rows = jnp.eye(size, dtype=z.dtype)[batches(size, batch or size)]
+    hessian = lax.map(jax.vmap(tangent), rows).reshape(-1, size)[:size]
     return gradient, (hessian + hessian.T) / 2
 
 
@@ -56,16 +69,16 @@ def whitening(hessian: Any, floor: float = 1e-12) -> tuple[Any, Any]:
 
 
 def newton_step(
-    f: Loss, z: Array, value: Array, *, max_chords: int = 0, tolerance: float = 1e-7
+    f: Loss, z: Array, value: Array, *, max_chords: int = 0, tolerance: float = 1e-7, batch: int | None = None
 ) -> tuple[Array, Array, Array, Array]:
     """One Newton step with backtracking, and steps with gradients only after it (a Hessian costs as many gradients as
-    there are parameters). Affine-invariant: raw scales do not slow it down.
+    there are parameters). Affine-invariant: raw scales do not slow it down. `batch`: rows of the Hessian at once.
 
     Returns:
         The new point and its value; the decrement √(gᵀ|H|⁻¹g) at the old point, its distance from the optimum in
         standard errors; the Hessian there. Where the decrement is below `tolerance`, chords allowed, it stays there.
     """
-    gradient, hessian = gradient_and_hessian(f, z)
+    gradient, hessian = gradient_and_hessian(f, z, batch)
     factor = whitening(hessian)[0]
     whitened = factor.T @ gradient
     direction = -factor @ whitened
@@ -73,7 +86,7 @@ def newton_step(
     nearest = tolerance if max_chords else 0.0
     far = z
     if max_chords:
-        far = quasi_newton.settle(jax.grad(f), z, gradient, factor @ factor.T, 0.3 * tolerance, max_chords + 1)[0]
+        far = quasi_newton.settle(jax.grad(f), z, gradient, factor @ factor.T, CLOSER * tolerance, max_chords + 1)[0]
 
     def too_far(carry: tuple) -> Array:
         size, _, new = carry

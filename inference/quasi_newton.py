@@ -56,6 +56,23 @@ def update(inverse: Array, step: Array, change: Array) -> Array:
     return projection @ inverse @ projection.T + share * jnp.outer(step, step)
 
 
+def bend_at_end(fall: Array, slope: Array, left: Array, value: Array) -> Array:
+    """Curvature along a step at its end, over its mean along the step, which is all that two gradients tell.
+
+    At the end the cubic through both values and slopes has it (Minimization Algorithms Making Use of Non-quadratic
+    Properties of the Objective Function). Where a loss falls like an exponential, to a minimum at infinity, steps by
+    the mean are a third too short. Within the rounding of the values nothing is known: 1.
+
+    Args:
+        fall: of the loss along the step.
+        slope, left: along the step at its start and end, times its length.
+        value: of the loss, whose rounding counts.
+    """
+    mean = left - slope
+    known = (jnp.abs(fall) > 100 * ROUNDING * jnp.abs(value)) & (mean > 0)
+    return jnp.where(known, jnp.clip((6 * fall + 2 * slope + 4 * left) / jnp.where(known, mean, 1.0), 0.1, 10.0), 1.0)
+
+
 def decrement(state: State) -> Array:
     """√(gᵀ H⁻¹ g): the distance from the optimum in standard errors, as far as the curvature is known."""
     return jnp.sqrt(jnp.maximum(state.gradient @ state.inverse @ state.gradient, 0.0))
@@ -91,6 +108,7 @@ def evaluate(f: Callable[[Array], Array], state: State, tolerance: float) -> Sta
     longer = jnp.where(jnp.isfinite(state.high), between, jnp.clip(flat, 2 * state.size, 10 * state.size))
 
     step, change = new - state.z, gradient - state.gradient
+    change = bend_at_end(state.value - value, state.size * slope, state.size * left, value) * change
     # the first direction is the gradient's, of length one; the step along it says how curved the loss is
     squared = jnp.maximum(change @ change, jnp.finfo(change.dtype).tiny)
     scale = jnp.where(state.steps < 0, 1 / jnp.sqrt(squared), (step @ change) / squared)

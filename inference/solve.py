@@ -30,6 +30,9 @@ NEWTON_LIMIT = 300
 """Most parameters for which every step forms the Hessian."""
 TOLERANCE = 1e-7
 """Of the Newton decrement before the last step: the distance from the optimum there, in standard errors."""
+HESSIAN_ROWS, HESSIAN_NUMBERS = 25, 2e6
+"""Rows of a Hessian at once where rows times data are more than these numbers: what all rows leave between two products
+is more than caches hold, and memory that is new to the process at every step."""
 MAX_CHORDS = 10
 """Most steps by gradients after a Newton step: a Hessian costs many of them."""
 LBFGS_TOLERANCE = 1e-9
@@ -38,7 +41,7 @@ LBFGS_STEPS = 10
 """L-BFGS steps a compiled call."""
 BFGS_EVALUATIONS = 20
 """Evaluations of loss and gradient a compiled call of BFGS."""
-BFGS_TOLERANCE = 1e-14
+BFGS_TOLERANCE = 1e-13
 """Of the squared decrement, relative to the loss."""
 LBFGS_FIRST = 300
 """Most BFGS steps of "lbfgs_newton", where Newton's are affordable: these go on from there."""
@@ -99,10 +102,19 @@ def objective(problem: Problem) -> tuple[Array, Callable[[Array], Array], Callab
     return z, f, unravel
 
 
+def rows_at_once(problem: Problem, size: int) -> int | None:
+    """Rows of a Hessian to compute at once; None: all of them."""
+    longest = max((n for x in jax.tree.leaves(problem.data) for n in np.shape(x)), default=0)
+    return HESSIAN_ROWS if longest * size > HESSIAN_NUMBERS else None
+
+
 @eqx.filter_jit
 def _newton_steps(problem: Problem, z: Array, value: Array) -> tuple[Array, Array, Array, Array]:
-    f = objective(problem)[1]
-    one = lambda z, v: curvature.newton_step(f, z, v, max_chords=MAX_CHORDS, tolerance=TOLERANCE)  # noqa: E731
+    f, batch = objective(problem)[1], rows_at_once(problem, z.shape[1])
+
+    def one(z: Array, value: Array) -> tuple[Array, Array, Array, Array]:
+        return curvature.newton_step(f, z, value, max_chords=MAX_CHORDS, tolerance=TOLERANCE, batch=batch)
+
     return _each(one, z, value)
 
 

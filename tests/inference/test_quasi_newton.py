@@ -30,6 +30,25 @@ def test_a_quadratic_in_raw_units():
     np.testing.assert_allclose(found.z[0], centre, rtol=1e-4)
 
 
+def test_curvature_at_the_end_of_a_step():
+    """Of a cubic exactly; of an exponential far nearer than the mean; and 1 where values differ by their rounding."""
+    cubic = np.polynomial.Polynomial([3.0, -2.0, 1.0, 0.5])
+    slope, left = (cubic.deriv()(t) for t in (0.0, 1.0))
+    ratio = quasi_newton.bend_at_end(cubic(0.0) - cubic(1.0), slope, left, cubic(1.0))
+    np.testing.assert_allclose(ratio, cubic.deriv(2)(1.0) / (left - slope))
+    end = np.exp(-1.0)
+    found = quasi_newton.bend_at_end(1 - end, -1.0, -end, end) * (1 - end)
+    assert abs(found - end) < 0.2 * abs((1 - end) - end)
+    assert quasi_newton.bend_at_end(1e-9, -1e-9, 1e-9, 1e6) == 1
+
+
+def test_a_minimum_at_infinity_takes_steps_of_newtons_length():
+    """e^-u falls to 1e-12 at u = 28, in Newton steps of one; steps by the mean curvature, of log 2, take forty."""
+    found = minimised(lambda z: jnp.exp(-z[0]) + 0 * z[1], jnp.zeros((1, 2)), tolerance=1e-12)
+    assert found.z[0, 0] > 27
+    assert found.steps[0] < 36
+
+
 def test_infinite_losses_turn_the_line_search_back():
     """z − log z has its minimum at one and is infinite below zero, where the first step would go."""
     f = lambda z: jnp.sum(jnp.where(z > 0, z - jnp.log(jnp.where(z > 0, z, 1.0)), jnp.inf))  # noqa: E731
