@@ -44,7 +44,7 @@ def freeze_covariance(kind: Any) -> Any:
     """A covariance option, checked and made hashable.
 
     Raises:
-        ValueError: an unknown kind.
+        ValueError: an unknown kind; cluster ids that are not one a unit, missing, or all the same.
     """
     if isinstance(kind, tuple) and len(kind) == 2 and kind[0] == "cluster":
         return kind if isinstance(kind[1], Frozen) else ("cluster", Frozen(_cluster_codes(kind[1])))
@@ -54,10 +54,29 @@ def freeze_covariance(kind: Any) -> Any:
 
 
 def _cluster_codes(ids: Any) -> np.ndarray:
-    ids = np.asarray(ids)
-    if ids.ndim != 1:
-        raise ValueError(f"cluster ids must be one a unit, shape (n,), got shape {ids.shape}")
-    return np.unique(ids, return_inverse=True)[1]
+    given = np.asarray(ids, object)  # before NumPy makes the text "nan" of a missing one among strings
+    if given.ndim != 1:
+        raise ValueError(f"cluster ids must be one a unit, shape (n,), got shape {given.shape}")
+    for i, value in enumerate(given):
+        if not _is_id(value):
+            raise ValueError(
+                f"cluster ids[{i}] is {value}: leave out units whose cluster is not known, or give each an id of its "
+                "own if it is independent of the others"
+            )
+    codes = np.unique(np.asarray(ids), return_inverse=True)[1]
+    if not codes.any():  # scores add up to zero at an optimum, so that its sandwich is rounding error
+        what = f"all {len(given)} cluster ids are {given[0]!r}" if len(given) else "there are no cluster ids"
+        raise ValueError(
+            f'covariance=("cluster", ids) needs two clusters or more, and {what}: one cluster says nothing of how '
+            'clusters vary. Give ids that tell independent groups apart, or take "sandwich" if units are independent'
+        )
+    return codes
+
+
+def _is_id(value: Any) -> bool:
+    """Whether a value equals itself, as NaN, NaT and pandas' NA do not, and is not None."""
+    same = value == value
+    return value is not None and isinstance(same, (bool, np.bool_)) and bool(same)
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,8 @@ def compute(result: FitResult, kind: Any = None, *, num_replicates: int = NUM_RE
     """See `FitResult.covariance`.
 
     Raises:
-        ValueError: an unknown kind, or one that needs independent units where the model has none.
+        ValueError: an unknown kind, one that needs independent units where the model has none, or cluster ids that are
+            not one a unit, missing, or all the same.
         TypeError: the estimator has no exact loss to differentiate.
     """
     problem, params = result.problem, result.unconstrained
@@ -158,6 +159,10 @@ def compute(result: FitResult, kind: Any = None, *, num_replicates: int = NUM_RE
     elif name == "sandwich":
         matrix = inverse @ (scores.T @ scores) @ inverse  # type: ignore[union-attr]
     elif name == "cluster":
+        if len(kind[1].values) != len(scores):  # type: ignore[arg-type]
+            raise ValueError(
+                f"cluster ids has length {len(kind[1].values)}, the model has {len(scores)} independent units"  # type: ignore[arg-type]
+            )
         summed = np.zeros((kind[1].values.astype(int).max() + 1, scores.shape[1]))  # type: ignore[union-attr]
         np.add.at(summed, kind[1].values.astype(int), scores)  # type: ignore[arg-type]
         matrix = inverse @ (summed.T @ summed) @ inverse

@@ -533,6 +533,29 @@ def test_bad_lengths(spector):
         fit(logistic, MLE(covariance=("cluster", ["a", "b"])), spector)
 
 
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (np.zeros(32), 'needs two clusters or more, and all 32 cluster ids are 0.0: .* take "sandwich"'),
+        (["a"] * 32, "all 32 cluster ids are 'a'"),
+        ([], "there are no cluster ids"),
+        ([1.0, 2.0, np.nan, *[3.0] * 29], r"cluster ids\[2\] is nan: leave out units"),
+        (["a", np.nan, *["b"] * 30], r"cluster ids\[1\] is nan"),
+        (["a", *["b"] * 30, None], r"cluster ids\[31\] is None"),
+        (pd.array([1, None, *[2] * 30], dtype="Int64"), r"cluster ids\[1\] is <NA>"),
+        (np.zeros((32, 1)), r"one a unit, shape \(n,\), got shape \(32, 1\)"),
+        (np.arange(31), "cluster ids has length 31, the model has 32 independent units"),
+    ],
+    ids=["one number", "one word", "none", "nan", "nan among words", "None", "NA", "column", "short"],
+)
+def test_bad_cluster_ids(spector_fit, ids, message):
+    with pytest.raises(ValueError, match=message):
+        spector_fit.covariance(("cluster", ids))
+    if len(ids) == 32:
+        with pytest.raises(ValueError, match=message):
+            MLE(covariance=("cluster", ids))
+
+
 def test_unidentified_direction_is_named(spector):
     doubled = {"x": np.column_stack([spector["x"], spector["x"][:, 1]]), "y": spector["y"]}
     result = fit(logistic, MLE(), doubled)
