@@ -5,6 +5,7 @@ python docs/make_figures.py compare    eight_schools_*.png: what `estimax compar
 python docs/make_figures.py diffusion  diffusion_2d.png, langevin_start.png, score_targets.png: some minutes
 python docs/make_figures.py gp         gp_scaling.png, gp_dimension.png: from benchmarks/results, seconds
 python docs/make_figures.py unnormalised  unnormalised_methods.png, unnormalised_toys.png: two minutes
+python docs/make_figures.py noisy      denoised_moons.png, recovery_ladder.png: some minutes
 """
 
 from __future__ import annotations
@@ -180,6 +181,13 @@ def unnormalised() -> None:
     unnormalised_figures.main()
 
 
+def noisy() -> None:
+    """A denoiser that never saw clean data, and draws down a ladder of noise levels."""
+    import noisy_data_figures
+
+    noisy_data_figures.main()
+
+
 def gaussian_processes() -> None:
     """Cost and dimension, from the result files."""
     import gp_figures
@@ -187,7 +195,13 @@ def gaussian_processes() -> None:
     gp_figures.main()
 
 
-PICTURES = {"compare": compare, "diffusion": diffusion, "unnormalised": unnormalised, "gp": gaussian_processes}
+PICTURES = {
+    "compare": compare,
+    "diffusion": diffusion,
+    "unnormalised": unnormalised,
+    "noisy": noisy,
+    "gp": gaussian_processes,
+}
 
 if __name__ == "__main__":
     IMAGES.mkdir(exist_ok=True)
