@@ -161,6 +161,10 @@ class Problem(eqx.Module):
         """What the estimator itself has to say of its fit, in words, for `diagnose`."""
         return []
 
+    def faults(self, params: Params) -> list[str]:
+        """What makes the fit unusable, in words: `diagnose` then says "do not use"."""
+        return []
+
     def unconstrain(self, values: Mapping[str, Any]) -> Params:
         """Unconstrained values of the parameters that `values` gives in the user's space; the inverse of `constrain`.
 

@@ -116,6 +116,7 @@ class CompositionalProblem(UnnormalisedProblem):
             "noise's tails are lighter than the model's"
         )
 
-    def remarks(self, params: Params) -> list[str]:
-        """Whether the ratio still means something at the end."""
-        return self.remarks_on(self.ratios(params, self.data, self.memory["y"], self.memory["key"])[0])
+    def faults(self, params: Params) -> list[str]:
+        """Whether p̃ has a normaliser, and its ratio to the noise still means something at the end."""
+        log_w = self.ratios(params, self.data, self.memory["y"], self.memory["key"])[0]
+        return super().faults(params) + self.faults_of(log_w)

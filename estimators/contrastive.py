@@ -164,17 +164,19 @@ class ContrastiveProblem(UnnormalisedProblem):
             value = value + self.penalties.smooth(params)
         return value, {} if self.kernel == "gibbs" else {"acceptance": self.memory["rate"]}
 
-    def remarks(self, params: Params) -> list[str]:
-        """Whether the chains have run away."""
+    def faults(self, params: Params) -> list[str]:
+        """Whether p̃ has a normaliser, and the chains have not run away."""
+        found = super().faults(params)
         if self.kernel == "gibbs":
-            return []
+            return found
         x = self.rows.reshape(self.flat_shape)
         reach = float(jnp.max(jnp.abs(self.memory["x"] - jnp.mean(x, axis=0)) / self.spread))
         if reach < FAR * float(jnp.max(jnp.abs(x - jnp.mean(x, axis=0)) / self.spread)):
-            return []
+            return found
         return [
+            *found,
             f"chains have run {reach:.1e} standard deviations away from the data: the partition function diverges "
-            "(an energy without lower bound, or flat at infinity); bound the energy or penalise its parameters"
+            "(an energy without lower bound, or flat at infinity); bound the energy or penalise its parameters",
         ]
 
     def chains(self) -> Array:

@@ -72,6 +72,10 @@ def _alike(a: Any, b: Any) -> bool:
 class DDOProblem(NCEProblem):
     """Σ_i w_i [softplus(−β r(x_i)) + α mean_j softplus(β r(y_ij))]."""
 
+    @property
+    def has_normaliser(self) -> bool:
+        return True  # what it refines is a density
+
     def losses(self, params: Params, of_data: Array, of_noise: Array) -> Array:
         options: Any = self.options
         drawn = jnp.mean(jax.nn.softplus(options.beta * of_noise), axis=0)

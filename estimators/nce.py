@@ -121,12 +121,13 @@ class NCEProblem(UnnormalisedProblem):
         shift = jnp.log(float(options.ratio)) + (params[LOG_Z] if self.learns_constant else 0.0)
         return jax.nn.softplus(shift - of_data) + jnp.sum(jax.nn.softplus(of_noise - shift), axis=0)
 
-    def remarks(self, params: Params) -> list[str]:
-        """Whether noise and model overlap at the end."""
+    def faults(self, params: Params) -> list[str]:
+        """Whether p̃ has a normaliser, and noise and model overlap at the end."""
         model_params = {n: v for n, v in params.items() if n != LOG_Z}
         x, log_density, _ = self.density(model_params, self.data)
         y = self.noise.draw(fresh_key(random.key(0)), 1, x.shape[0])
-        return self.remarks_on(self.at(log_density, x, y.reshape(1, *x.shape)) - self.noise.log_prob(y))
+        log_w = self.at(log_density, x, y.reshape(1, *x.shape)) - self.noise.log_prob(y)
+        return super().faults(params) + self.faults_of(log_w)
 
 
 @dataclass(frozen=True, init=False)

@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
-from . import data_argument, domains, sliced
+from . import data_argument, domains, sliced, tails
 from .base import Data, Params
 from .frozen import fill
 from .guided import full_plates
@@ -246,6 +246,15 @@ class PointwiseProblem(LikelihoodProblem):
 
         return rows, log_density, scale
 
+    @property
+    def has_normaliser(self) -> bool:
+        """Whether ∫ p̃ dx is finite whatever the parameters: x has bounds, or is discrete."""
+        return not jnp.issubdtype(jnp.asarray(self.data[self.argument]).dtype, jnp.floating)
+
+    def faults(self, params: Params) -> list[str]:
+        """Whether the tails have no normaliser."""
+        return [] if self.has_normaliser else tails.complaint(float(_share_without_decay(self, params)))
+
     def placed(self, data: Data, key: Array | None = None) -> tuple[Array, Callable, float]:
         """As `density`, with a function that puts other x in the place of the data: the new data, and a context in
         which the model is to run on them."""
@@ -283,6 +292,10 @@ class ScoreMatchingProblem(PointwiseProblem):
     domain: domains.Domain | None = None
     draws: Array | None = None
     """Directions or noise, ``(num_directions, n, D)``, where they are drawn once."""
+
+    @property
+    def has_normaliser(self) -> bool:
+        return super().has_normaliser or self.domain is None or self.domain.kind != "real"
 
     @property
     def deterministic(self) -> bool:
@@ -361,6 +374,12 @@ class ScoreMatchingProblem(PointwiseProblem):
 
 def _log_density(problem: PointwiseProblem, data: Data, key: Array | None, params: Params, x: Array) -> Array:
     return problem.density(params, data, key)[1](x)
+
+
+@eqx.filter_jit
+def _share_without_decay(problem: PointwiseProblem, params: Params) -> Array:
+    x, log_density, _ = problem.density(params, problem.data)
+    return tails.share_without_decay(log_density, x)
 
 
 @eqx.filter_jit

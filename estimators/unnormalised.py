@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, random
+from numpyro.distributions import constraints
 
 from . import data_argument
 from . import noise as noises
@@ -104,6 +105,13 @@ class UnnormalisedProblem(PointwiseProblem):
     learns_constant: bool = eqx.field(static=True, default=False)
 
     @property
+    def has_normaliser(self) -> bool:
+        return super().has_normaliser or not (self.support is None or self.support is constraints.real)
+
+    def faults(self, params: Params) -> list[str]:
+        return super().faults({n: v for n, v in params.items() if n != LOG_Z})
+
+    @property
     def event(self) -> tuple[int, ...]:
         shape = jnp.shape(self.data[self.argument])
         return tuple(shape[1 if self.plate else len(self.roles.unit_shape) :])
@@ -130,7 +138,7 @@ class UnnormalisedProblem(PointwiseProblem):
 
         return jax.vmap(one)(y)
 
-    def remarks_on(self, log_w: Array) -> list[str]:
+    def faults_of(self, log_w: Array) -> list[str]:
         """What log p̃/p_noise of draws of noise says of the normaliser."""
         values = np.ravel(np.asarray(log_w, np.float64))
         top = values.max()
