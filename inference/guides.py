@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -31,12 +32,13 @@ def resolve(
         guide: None, an AutoGuide class or instance, or a guide function of the model's arguments.
 
     Raises:
-        TypeError: none of these.
+        TypeError: none of these, or a class that takes more than the model.
     """
     if guide is None:
         found = find_start(model, data, theta=theta, method=start, seed=seed)
         return default_guide(model, data, found, theta), found, {}
     if isinstance(guide, type) and issubclass(guide, AutoGuide):
+        _check_class(guide)
         return _from_class(guide, model, data, theta, start, seed)
     if isinstance(guide, AutoGuide):
         if guide.prototype_trace is None:
@@ -49,6 +51,22 @@ def resolve(
         "guide must be None, an AutoGuide class or instance of numpyro.infer.autoguide, or a guide function of the "
         f"model's arguments, got {type(guide).__name__}"
     )
+
+
+def _check_class(cls: type[AutoGuide]) -> None:
+    """Raise TypeError where the model and locations to start from are not enough to make a guide."""
+    taken = list(inspect.signature(cls).parameters.values())
+    needed = [p.name for p in taken if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)][1:]
+    if needed:
+        raise TypeError(
+            f"guide={cls.__name__}: this class needs {', '.join(needed)} besides the model, so make an instance: "
+            f"guide={cls.__name__}(model, {', '.join(needed)})"
+        )
+    if not any(p.name == "init_loc_fn" or p.kind is p.VAR_KEYWORD for p in taken):
+        raise TypeError(
+            f"guide={cls.__name__}: this class has no init_loc_fn, through which it would start at the mode, so make "
+            f"an instance: guide={cls.__name__}(model)"
+        )
 
 
 def _from_class(

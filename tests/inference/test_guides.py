@@ -7,6 +7,7 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.infer import SVI, autoguide
 from numpyro.infer.initialization import init_to_value
+from scipy import stats
 
 from estimax import fit, models
 from estimax.estimators import ELBO, IWAE, VIS, WhitenedNormal
@@ -43,6 +44,54 @@ def test_automatic_guides_start_at_the_mode_and_reach_it(cls):
     if evidence.verdict != "do not use":  # a guide without correlations is too far from this posterior
         np.testing.assert_allclose(draws.std(0), sd, rtol=0.1)
     assert abs(evidence.value - ENTRY.log_evidence(ENTRY.data())) < 4 * evidence.stderr + 1e-3
+
+
+@pytest.mark.parametrize(
+    ("cls", "num_steps"),
+    [
+        (autoguide.AutoBatchedMultivariateNormal, 1000),
+        pytest.param(autoguide.AutoBatchedLowRankMultivariateNormal, 4000, marks=pytest.mark.slow),
+    ],
+)
+def test_batched_guides_have_a_correlated_gaussian_a_row(cls, num_steps):
+    """Rows of a linear Gaussian model are independent, so a Gaussian each is the posterior and the ELBO log p(y)."""
+    loading = np.array([[1.0, 0.9], [0.9, 1.0], [0.5, -0.2]])
+    y = np.random.default_rng(0).normal(size=(4, 3))
+
+    def model(y):
+        with numpyro.plate("row", 4):
+            z = numpyro.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+            numpyro.sample("y", dist.Normal(z @ loading.T, 0.5).to_event(1), obs=y)
+
+    # the path gradient has no noise where the guide is the posterior
+    result = fit(model, ELBO(8, gradient="path"), {"y": y}, guide=cls, num_steps=num_steps, progress_bar=False)
+    mean = y @ loading @ np.linalg.inv(0.25 * np.eye(2) + loading.T @ loading)
+    np.testing.assert_allclose(result.params["auto_loc"], mean, atol=1e-2)
+    marginal = stats.multivariate_normal(np.zeros(3), loading @ loading.T + 0.25 * np.eye(3))
+    np.testing.assert_allclose(result.losses[-20:], -marginal.logpdf(y).sum(), atol=0.02)
+
+
+def local_model(theta):
+    numpyro.sample("z", dist.Normal(theta, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("cls", "needed"),
+    [(autoguide.AutoSemiDAIS, "local_model"), (autoguide.AutoSurrogateLikelihoodDAIS, "surrogate_model")],
+)
+def test_class_that_needs_more_than_the_model(cls, needed):
+    name = cls.__name__
+    with pytest.raises(TypeError, match=rf"guide={name}: .* needs {needed} .*: guide={name}\(model, {needed}\)"):
+        quick(cls)
+
+
+def test_class_without_a_place_to_start_from():
+    class Mine(autoguide.AutoSemiDAIS):
+        def __init__(self, model):
+            super().__init__(model, local_model)
+
+    with pytest.raises(TypeError, match=r"guide=Mine: this class has no init_loc_fn.*: guide=Mine\(model\)"):
+        quick(Mine)
 
 
 def test_class_starts_at_the_mode():
