@@ -206,11 +206,19 @@ def _check_sizes(roles: Roles, estimator: MLE) -> None:
             f"the model has both discrete latents to sum out ({names}) and continuous ones to integrate "
             f"({', '.join(repr(s.name) for s in roles.integrated)}): estimate the latter (latents=), or use VIS"
         )
-    independent = roles.blocks or all(not s.shape for s in roles.enumerated)
-    exponents = [1 if independent else int(np.prod(s.shape)) for s in roles.enumerated]
+    exponents = [1 if roles.blocks else int(np.prod(s.shape)) for s in roles.enumerated]
     log_count = sum(e * np.log10(s.num_values) for e, s in zip(exponents, roles.enumerated, strict=True))
-    if log_count > np.log10(MAX_COMBINATIONS) or not independent:
-        count = f"{10**log_count:.0f}" if log_count < 7 else f"10^{log_count:.0f}"
+    count = f"{10**log_count:.0f}" if log_count < 7 else f"10^{log_count:.0f}"
+    arrays = [s for s in roles.enumerated if s.shape]
+    if arrays and not roles.blocks:
+        raise ValueError(
+            f"discrete latent site {arrays[0].name!r} of shape {arrays[0].shape} is not in a plate that all observed "
+            f"sites share, so its elements may depend on each other and only a sum over all {count} joint values "
+            "would be right, which is not taken. If they are independent, one a datum, put site and data in one "
+            "plate; if they are a chain, observe models.hmm.HiddenMarkov, which sums its paths by the forward "
+            f"algorithm; if they are few, make them sites of their own, up to {MAX_COMBINATIONS} joint values; or VIS"
+        )
+    if log_count > np.log10(MAX_COMBINATIONS):
         raise ValueError(
             f"summing out {names} means {count} joint values, more than {MAX_COMBINATIONS}: put independent latents in "
             "the plate of the data, use a distribution that sums them itself (models.hmm for Markov chains), or VIS"

@@ -10,6 +10,7 @@ import numpyro
 import numpyro.distributions as dist
 import pandas as pd
 import pytest
+from numpyro.contrib.control_flow import scan
 from scipy import integrate, optimize, special, stats
 
 import estimax
@@ -631,6 +632,30 @@ def test_enumeration_too_large():
         return -np.log(total)
 
     np.testing.assert_allclose(small.losses[-1], optimize.minimize_scalar(negative).fun, atol=1e-7)
+
+
+def test_dependent_discrete_latents_are_refused_for_what_they_are():
+    """Eight steps of a chain have 256 joint values, few enough: it is their dependence that is not summed over."""
+
+    def scanned(y=None):
+        p = numpyro.param("p", 0.5, constraint=dist.constraints.unit_interval)
+
+        def step(last, y):
+            z = numpyro.sample("z", dist.Bernoulli(jnp.where(last == 1, p, 1 - p)))
+            numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+            return z, None
+
+        scan(step, 0, y)
+
+    def plateless(y=None):
+        p = numpyro.param("p", 0.5, constraint=dist.constraints.unit_interval)
+        z = numpyro.sample("z", dist.Bernoulli(p).expand([8]))
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    message = r"'z' of shape \(8,\) is not in a plate .* all 256 joint values.* models.hmm.HiddenMarkov"
+    for model in (scanned, plateless):
+        with pytest.raises(ValueError, match=message):
+            fit(model, MLE(), {"y": np.ones(8)})
 
 
 def test_discrete_latents_cannot_be_maximised():
