@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array, random
+from jax.tree_util import Partial
 
+from . import sliced
 from .matching import Matching
 
 VARIANTS = ("sliced", "denoising")
@@ -56,18 +60,23 @@ class EBFlow(Matching):
 
     def objective(self, fn: Any, x: Array, rng_key: Array, table: Any) -> Array:
         x = fn.checked(x)
-        axes = tuple(range(x.ndim - fn.event_dim, x.ndim))
-        one = self._sliced if self.variant == "sliced" else self._denoising
-        score = jax.grad(lambda x: jnp.sum(fn.log_prob(x)))
-        losses = [one(score, x, axes, key) for key in random.split(rng_key, self.num_directions)]
-        return sum(losses[1:], losses[0]) / self.num_directions
+        batch = x.shape[: x.ndim - fn.event_dim]
+        flat = x.reshape(-1, math.prod(fn.event_shape))
+        shape = (self.num_directions, *flat.shape)
+        if self.variant == "sliced":
+            network, rest = eqx.partition(fn, eqx.is_inexact_array)
+            v = sliced.signs(rng_key, shape, x.dtype)
+            return sliced.objective(network, Partial(_log_prob, rest, fn.event_shape), flat, v).reshape(batch)
+        noise = random.normal(rng_key, shape, x.dtype)
+        score = jax.grad(lambda rows: jnp.sum(fn.log_prob(rows.reshape(x.shape))))
+        losses = [self._denoising(score, flat, one) for one in noise]
+        return (sum(losses[1:], losses[0]) / self.num_directions).reshape(batch)
 
-    def _sliced(self, score: Any, x: Array, axes: tuple[int, ...], key: Array) -> Array:
-        v = random.rademacher(key, x.shape, x.dtype)
-        s, slope = jax.jvp(score, (x,), (v,))
-        return jnp.sum(0.5 * s**2 + v * slope, axes)
-
-    def _denoising(self, score: Any, x: Array, axes: tuple[int, ...], key: Array) -> Array:
-        noise = random.normal(key, x.shape, x.dtype)
+    def _denoising(self, score: Any, x: Array, noise: Array) -> Array:
         plus, minus = (score(x + sign * self.sigma * noise) for sign in (1.0, -1.0))
-        return jnp.sum(0.25 * (plus**2 + minus**2) + 0.5 * (plus - minus) * noise / self.sigma, axes)
+        return jnp.sum(0.25 * (plus**2 + minus**2) + 0.5 * (plus - minus) * noise / self.sigma, axis=-1)
+
+
+def _log_prob(rest: Any, event_shape: tuple[int, ...], network: Any, x: Array) -> Array:
+    """Of rows ``(n, D)``, ``(n,)``."""
+    return eqx.combine(network, rest).log_prob(x.reshape(-1, *event_shape))
