@@ -5,6 +5,7 @@ python docs/make_figures.py compare    eight_schools_*.png: what `estimax compar
 python docs/make_figures.py diffusion  diffusion_2d.png, langevin_start.png, score_targets.png: some minutes
 python docs/make_figures.py gp         gp_scaling.png, gp_dimension.png: from benchmarks/results, seconds
 python docs/make_figures.py unnormalised  unnormalised_methods.png, unnormalised_toys.png: two minutes
+python docs/make_figures.py vis_paper  vis_paper.png, from benchmarks/results/vis-paper.csv: seconds
 python docs/make_figures.py noisy      denoised_moons.png, recovery_ladder.png: some minutes
 """
 
@@ -188,6 +189,16 @@ def noisy() -> None:
     noisy_data_figures.main()
 
 
+def vis_paper() -> None:
+    """From the committed runs: the figure of the suite's report."""
+    import pandas as pd
+
+    from estimax.inference.bench.vis_paper import figure
+
+    runs = pd.read_csv(Path(__file__).parents[1] / "benchmarks" / "results" / "vis-paper.csv")
+    figure(runs).savefig(IMAGES / "vis_paper.png", dpi=90)
+
+
 def gaussian_processes() -> None:
     """Cost and dimension, from the result files."""
     import gp_figures
@@ -200,6 +211,7 @@ PICTURES = {
     "diffusion": diffusion,
     "unnormalised": unnormalised,
     "noisy": noisy,
+    "vis_paper": vis_paper,
     "gp": gaussian_processes,
 }
 

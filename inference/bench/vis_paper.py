@@ -56,6 +56,48 @@ def poglm_score(result: Any, seed: int) -> dict[str, float]:
     return {"held_out": evidence.value / len(held_out["x"]), **{f"{k}_error": v for k, v in errors.items()}}
 
 
+PANELS = (
+    ("mixture", "marginal", "mixture: log p(x)", -0.630),
+    ("mixture", "complete", "mixture: log p(x, z)", -3.17),
+    ("mixture", "hidden", "mixture: log q(z | x)", -2.76),
+    ("poglm", "held_out", "spike trains: log p(x)", None),
+    ("poglm", "weights_error", "spike trains: error of weights", None),
+    ("poglm", "bias_error", "spike trains: error of biases", None),
+)
+"""Case, measure, title, and what the authors' code gives for VIS."""
+WIDE = 5.0
+"""Largest over least absolute value from which an axis is logarithmic beyond 1."""
+
+
+def figure(frame: Any) -> Any:
+    """A panel a measure, by method: every seed a mark, their mean a line; dotted, the authors' code for VIS."""
+    from matplotlib.figure import Figure
+
+    from ..plots import COLORS, GRID
+
+    panels = [panel for panel in PANELS if frame.loc[frame["case"] == panel[0], panel[1]].notna().any()]
+    drawn = Figure(figsize=(3.4 * min(len(panels), 3), 2.8 * -(-len(panels) // 3)), layout="constrained")
+    grid = drawn.subplots(-(-len(panels) // 3), min(len(panels), 3), squeeze=False).ravel()
+    for axes, (case, measure, title, claimed) in zip(grid, panels, strict=False):
+        runs = frame[(frame["case"] == case) & frame[measure].notna()]
+        columns = list(dict.fromkeys(runs["column"]))
+        for i, column in enumerate(columns):
+            values = runs.loc[runs["column"] == column, measure].to_numpy(float)
+            axes.plot(np.full(len(values), i), values, "o", color=COLORS[i % len(COLORS)], markersize=5, alpha=0.7)
+            axes.hlines(values.mean(), i - 0.3, i + 0.3, color=COLORS[i % len(COLORS)])
+        if claimed is not None:
+            axes.axhline(claimed, color="0.4", linestyle=":", linewidth=1)
+        size = np.abs(runs[measure].to_numpy(float))
+        if size.max() > WIDE * size.min():
+            axes.set_yscale("symlog", linthresh=1.0)
+        axes.set_xticks(range(len(columns)), columns, fontsize=8)
+        axes.set_title(title, fontsize=10)
+        axes.grid(**GRID)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    return drawn
+
+
 def suite() -> Suite:
     from ...models import bernoulli_mixture, poglm
 
@@ -76,4 +118,5 @@ def suite() -> Suite:
         (("mixture", "poglm"), ("ELBO", "VIS")),
         MEASURES,
         CLAIMS,
+        figure=figure,
     )

@@ -10,7 +10,7 @@ import pytest
 from numpyro.infer.util import log_density
 from scipy import integrate, stats
 
-from estimax.inference.bench import conjugate, measures, sampling, suites, tight_bounds
+from estimax.inference.bench import conjugate, measures, sampling, suites, tight_bounds, vis_paper
 from estimax.inference.bench.cases import Truth
 from estimax.inference.bench.measures import Yardstick, sliced_wasserstein
 from estimax.inference.files import BadInput
@@ -239,3 +239,23 @@ def test_slopes_of_exact_powers():
     )
     assert tight_bounds.slopes(frame)["X", "snr_phi"] == pytest.approx(-0.5)
     assert tight_bounds.slopes(frame)["X", "snr_theta"] == pytest.approx(0.5)
+
+
+def test_the_paper_s_figure_has_a_panel_a_measure():
+    """Marks where the runs are, one line a method at their mean; a failed run and a missing model leave no mark."""
+    measure = [m for _, m, _, _ in vis_paper.PANELS]
+    rows = [
+        ("mixture", c, s, *(-v - s, -4.0, -60.0 * v), *[np.nan] * 3)
+        for c, v in (("A", 0.5), ("B", 3.0))
+        for s in (0, 1)
+    ]
+    rows.append(("mixture", "B", 2, *[np.nan] * 6))
+    drawn = vis_paper.figure(pd.DataFrame(rows, columns=["case", "column", "seed", *measure]))
+    first, second, third = drawn.axes
+    assert [line.get_ydata().tolist() for line in first.lines if line.get_marker() == "o"] == [
+        [-0.5, -1.5],
+        [-3.0, -4.0],
+    ]
+    assert [c.get_segments()[0][0][1] for c in first.collections] == [-1.0, -3.5]
+    assert [t.get_text() for t in second.get_xticklabels()] == ["A", "B"]
+    assert (second.get_yscale(), third.get_yscale()) == ("linear", "symlog")
