@@ -19,7 +19,8 @@ KERNELS = {
     "matern32": kernels.Matern32(1.3),
     "matern52": 2.0 * kernels.Matern52(0.9),
     "sum": kernels.Matern32(0.5) + 1.5 * kernels.Exp(3.0),
-    "product": kernels.Matern52(2.0) * kernels.Cosine(1.1),
+    "product": kernels.Matern32(1.3) * kernels.Exp(0.7),
+    "product with cosine": kernels.Matern52(2.0) * kernels.Cosine(1.1),
 }
 
 ROWS = 13
