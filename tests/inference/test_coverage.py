@@ -58,7 +58,7 @@ def test_sandwich_intervals_cover_under_misspecification():
     def coverage(std_err):
         return np.mean(np.abs(slope - 2) < stats.norm.ppf(0.975) * std_err)
 
-    assert abs(coverage(sandwich) - 0.95) < 2 * ERROR + 0.005  # with n = 500 its own bias is of order 1/n
+    assert abs(coverage(sandwich) - 0.95) < 2 * ERROR
     assert coverage(observed) < 0.85
 
 
@@ -88,7 +88,7 @@ def intervals(problem, ys):
 
 
 def test_profile_intervals_cover_in_a_small_skewed_sample_where_wald_ones_do_not():
-    """Five exponential lifetimes: Wald's interval of the mean covers P(2.66 < Γ(5)) = 90 %."""
+    """Five exponential lifetimes: Wald's interval of the mean covers P(2.66 < Γ(5)) = 87 %."""
     ys = np.random.default_rng(1).exponential(3.0, size=(SETS, 5))
     with jax.enable_x64(True):
         problem = MLE().problem(random.key(0), lifetime, None, {"y": jnp.asarray(ys[0])})
@@ -101,5 +101,5 @@ def test_profile_intervals_cover_in_a_small_skewed_sample_where_wald_ones_do_not
     by_profile = np.mean((profile_low < 3) & (profile_high > 3))
     exact = stats.gamma(5).sf(5 / (1 + 1.96 / np.sqrt(5)))
     assert abs(wald - exact) < 4 * np.sqrt(exact * (1 - exact) / SETS)
-    assert wald < 0.92
-    assert abs(by_profile - 0.95) < 2 * ERROR + 0.004  # Bartlett: n = 5 costs 0.4 %
+    assert wald < 0.95 - 4 * ERROR
+    assert abs(by_profile - 0.95) < 2 * ERROR
