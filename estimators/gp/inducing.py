@@ -25,15 +25,19 @@ def greedy(kernel: Any, X: Array, num: int) -> Array:
 
 
 def pivoted_cholesky(kernel: Any, X: Array, num: int) -> tuple[Array, Array]:
-    """Pivots ``(num,)`` and C ``(num, n)`` with CᵀC ≈ K, the largest remaining variance first."""
+    """Pivots ``(num,)`` and C ``(num, n)`` with CᵀC ≈ K, the largest remaining variance first.
+
+    Rows of C are zero once what remains is rounding: scaled up to a unit variance it would be as large as the kernel.
+    """
     diagonal = kernel(X)
+    rounding = 10 * jnp.finfo(diagonal.dtype).eps * jnp.max(diagonal)
     columns = jnp.zeros((num, num_rows(X)), diagonal.dtype)
 
     def step(i: Array, carry: tuple) -> tuple:
         chosen, columns, left = carry
         pivot = jnp.argmax(left)
         row = kernel(X[pivot][None], X)[0] - columns[:, pivot] @ columns
-        column = row / jnp.sqrt(jnp.maximum(left[pivot], 1e-12 * jnp.max(diagonal)))
+        column = jnp.where(left[pivot] > rounding, row / jnp.sqrt(jnp.maximum(left[pivot], rounding)), 0.0)
         left = jnp.maximum(left - column**2, 0.0).at[pivot].set(-1.0)  # never twice
         return chosen.at[i].set(pivot), columns.at[i].set(column), left
 

@@ -14,7 +14,7 @@ from jax.scipy.linalg import solve_triangular
 from matfree import decomp
 
 from ..base import Data, Estimator, Metrics, Params
-from . import inducing, linalg, view
+from . import inducing, linalg, precision, view
 from .evidence import RegressionProblem
 from .posterior import FunctionPosterior
 from .view import Regression, gram
@@ -77,11 +77,10 @@ class Preconditioner(NamedTuple):
 
 def precondition(kernel: Any, X: Any, noise: Array, rank: int) -> Preconditioner:
     columns = inducing.pivoted_cholesky(kernel, X, rank)[1] / jnp.sqrt(noise)
-    values, vectors = jnp.linalg.eigh(columns @ columns.T)
-    values = jnp.maximum(values, 0.0)
-    keep = values > 1e-6 * values[-1]
-    basis = columns.T @ (vectors / jnp.sqrt(jnp.where(keep, values, 1.0)))
-    return Preconditioner(jnp.where(keep, basis, 0.0), jnp.where(keep, 1 / jnp.sqrt(1 + values) - 1, 0.0))
+    # not from the eigenvectors of C Cᵀ: they lose half of the digits, and single precision has none to spare
+    basis, triangular = jnp.linalg.qr(columns.T)
+    vectors, values, _ = jnp.linalg.svd(triangular)
+    return Preconditioner(basis @ vectors, 1 / jnp.sqrt(1 + values**2) - 1)
 
 
 def blocks(X: Any, n: int) -> Any:
@@ -204,8 +203,21 @@ class IterativeProblem(RegressionProblem):
             f"log marginal likelihood {float(e.value):.3f} ± {float(e.stderr):.3f} (standard error of "
             f"{self.options.num_probes} probes), worst relative residual {float(e.residual):.1e}"
         ]
-        if float(e.residual) > 0.01:
+        if 0.01 < float(e.residual) <= 1:
             lines.append("solves have not converged: raise num_iterations or rank")
+        return lines
+
+    def faults(self, params: Params) -> list[str]:
+        """A precision that cannot invert the covariance, or solves further off than zero would be."""
+        condition, noise = _condition(self, params)
+        lines = precision.complaint(float(condition), float(noise), noise.dtype)
+        residual = float(_final(self, params).residual)
+        if not lines and not residual <= 1:
+            lines.append(
+                f"solves have failed (relative residual {residual:.1e}), so the log marginal likelihood is wrong by more "
+                f"than its standard error: raise num_iterations={self.options.num_iterations} or rank="
+                f"{self.options.rank}"
+            )
         return lines
 
     def posterior(self, params: Params) -> None:
@@ -215,6 +227,13 @@ class IterativeProblem(RegressionProblem):
 @eqx.filter_jit
 def _final(problem: IterativeProblem, params: Params) -> Estimate:
     return estimate(problem.hyper.regression(params, problem.data), problem.options, random.key(0))
+
+
+@eqx.filter_jit
+def _condition(problem: IterativeProblem, params: Params) -> tuple[Array, Array]:
+    """Bound of the condition number, and the least noise variance."""
+    r = problem.hyper.regression(params, problem.data)
+    return precision.condition(r.kernel, r.X, r.noise, BLOCK), jnp.min(r.noise)
 
 
 class Projected(FunctionPosterior):
