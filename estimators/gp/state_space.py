@@ -44,7 +44,7 @@ class StateSpaceGP(Estimator):
             accelerators (Temporal Parallelization of Bayesian Smoothers); "auto" takes the one that suits the device.
 
     Raises:
-        ValueError: at `fit`, for other kernels or inputs, naming them.
+        ValueError: at `fit`, for other kernels or inputs, and for inputs that repeat without noise, naming them.
     """
 
     scan: str = "auto"
@@ -57,20 +57,36 @@ class StateSpaceGP(Estimator):
 
     def problem(self, rng_key: Array, model: Callable, guide: Callable | None, data: Data) -> StateSpaceProblem:
         problem = StateSpaceProblem.create(self, rng_key, model, data, order=None)
-        X = np.asarray(_inputs(problem))
+        X, noise = (np.asarray(v) for v in _inputs_and_noise(problem))
         if X.ndim > 2 or (X.ndim == 2 and X.shape[1] != 1):
             raise ValueError(
                 f"StateSpaceGP needs one-dimensional inputs, X has shape {X.shape}: take GPEvidence or SparseGP"
             )
-        order = jnp.asarray(np.argsort(X.ravel(), kind="stable"))
-        return eqx.tree_at(lambda p: p.order, problem, order, is_leaf=lambda x: x is None)
+        order = np.argsort(X.ravel(), kind="stable")
+        check_repeats(X.ravel(), noise, order)
+        return eqx.tree_at(lambda p: p.order, problem, jnp.asarray(order), is_leaf=lambda x: x is None)
 
 
 @eqx.filter_jit
-def _inputs(problem: RegressionProblem) -> Any:
+def _inputs_and_noise(problem: RegressionProblem) -> tuple[Any, Array]:
     r = problem.hyper.regression(problem.params, problem.data)
     markovian(r.kernel)
-    return r.X
+    return r.X, r.noise
+
+
+def check_repeats(t: np.ndarray, noise: np.ndarray, order: np.ndarray) -> None:
+    """Whether every two observations at one time have noise: there is no jitter here, and nothing to divide by.
+
+    Raises:
+        ValueError: two that have none, naming their rows and their time.
+    """
+    again = np.flatnonzero((np.diff(t[order]) == 0) & (noise[order][:-1] == 0) & (noise[order][1:] == 0))
+    if again.size:
+        first, second = order[again[0] : again[0] + 2]  # a stable order: the earlier row first
+        raise ValueError(
+            f"inputs repeat without noise: rows {first} and {second} both have the input {t[first]:g} and noise "
+            f"variance zero ({again.size} such pairs); give noise (diag=), or keep one row an input"
+        )
 
 
 def markovian(kernel: Any) -> Any:
