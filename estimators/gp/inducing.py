@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax, random
 from jax.scipy.linalg import solve_triangular
 
@@ -49,7 +50,7 @@ def check(X: Any, num: int, name: str, argument: str = "num_inducing") -> None:
     """Whether inputs can be moved, and suffice.
 
     Raises:
-        ValueError: inputs that are no array of real numbers, or more inducing inputs than rows.
+        ValueError: inputs that are no array of real numbers, or more inducing inputs than rows or than distinct ones.
     """
     if not hasattr(X, "dtype") or not jnp.issubdtype(X.dtype, jnp.floating):
         raise ValueError(f"{name} moves inducing inputs: X must be one array of real numbers, not {type(X).__name__}")
@@ -58,6 +59,18 @@ def check(X: Any, num: int, name: str, argument: str = "num_inducing") -> None:
             f"{argument}={num} is more than the {X.shape[0]} rows of the data: take fewer, or GPEvidence, which "
             f"is exact"
         )
+    if (found := distinct(X, num)) < num:
+        raise ValueError(
+            f"{argument}={num} is more than the {found} distinct inputs among the {X.shape[0]} rows: "
+            f"take at most {found}"
+        )
+
+
+def distinct(X: Any, enough: int) -> int:
+    """Distinct rows, counted only until there are `enough`: mostly among the first few."""
+    values = np.asarray(X)
+    first = len(np.unique(values[: 4 * enough], axis=0))
+    return first if first >= enough else len(np.unique(values, axis=0))
 
 
 class State(NamedTuple):
