@@ -142,7 +142,8 @@ class CoresetProblem(nonconjugate.SitesProblem):
 
     def remarks(self, params: Params) -> list[str]:
         score = float(jnp.mean(_score(self, params)))
-        return [f"log predictive density of the data themselves: {score:.3f} a row"]
+        lines = rows.remark(self.options.batch_size, self.num_units)
+        return [*lines, f"log predictive density of the data themselves: {score:.3f} a row"]
 
     def sampler(self, params: Params) -> Any:
         process = self.hyper.read(params, self.data).latent[self.site]

@@ -37,3 +37,10 @@ def check_batch(size: int | None, data: Data, keys: tuple[str, ...], n: int) -> 
         raise ValueError(
             f"no argument of the model has one row for each of the {n} inputs, so that no batch can be drawn"
         )
+
+
+def remark(size: int | None, n: int) -> list[str]:
+    """What `diagnose` says of a batch that is more than all rows."""
+    return (
+        [] if size is None or size <= n else [f"batch_size={size} is more than the {n} rows: every step took them all"]
+    )

@@ -32,7 +32,7 @@ class SVGP(Estimator):
 
     Args:
         num_inducing: M a process. Inputs start at rows chosen greedily by conditional variance.
-        batch_size: rows a step; None takes all.
+        batch_size: rows a step; None, or more than there are, takes all.
         natural_step: length of the natural-gradient steps, in (0, 1].
         optimise_inducing: whether the inducing inputs move.
     """
@@ -203,10 +203,12 @@ class SVGPProblem(ProcessProblem):
         return functions, total + self.log_target(params, functions)
 
     def remarks(self, params: Params) -> list[str]:
+        lines = rows.remark(self.options.batch_size, self.num_units)
         if self.num_units > 10**5:
-            return []
+            return lines
         value, score = (float(v) for v in _remarks(self, params))
-        return [f"ELBO over all rows {value:.3f}; log predictive density of the data themselves {score:.3f} a row"]
+        lines.append(f"ELBO over all rows {value:.3f}; log predictive density of the data themselves {score:.3f} a row")
+        return lines
 
 
 @eqx.filter_jit
