@@ -210,12 +210,12 @@ class IterativeProblem(RegressionProblem):
     def faults(self, params: Params) -> list[str]:
         """A precision that cannot invert the covariance, or solves further off than zero would be."""
         condition, noise = _condition(self, params)
-        lines = precision.complaint(float(condition), float(noise), noise.dtype)
+        lines = super().faults(params) or precision.complaint(float(condition), float(noise), noise.dtype)
         residual = float(_final(self, params).residual)
         if not lines and not residual <= 1:
             lines.append(
-                f"solves have failed (relative residual {residual:.1e}), so the log marginal likelihood is wrong by more "
-                f"than its standard error: raise num_iterations={self.options.num_iterations} or rank="
+                f"solves have failed (relative residual {residual:.1e}), so the log marginal likelihood is wrong by "
+                f"more than its standard error: raise num_iterations={self.options.num_iterations} or rank="
                 f"{self.options.rank}"
             )
         return lines

@@ -11,13 +11,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from jax import Array, lax, random
 
 from ..base import Data, Metrics, Params, Posterior, Problem
 from . import linalg
 from .posterior import FunctionPosterior
 from .quadrature import hermite, tilted
-from .view import Hyper, num_rows
+from .view import Hyper, base, num_rows
 
 AT_ONCE = 4
 """Most losses under one vmap."""
@@ -117,12 +118,26 @@ class ProcessProblem(Problem):
         for name, value in self.constrain(params).items():
             if not bool(jnp.all(jnp.isfinite(value))):
                 return f"hyper-parameter {name!r} is not finite"
+        if bad := self.bad_noise(params):
+            return bad[0]
         double = jnp.result_type(float) == jnp.float64
         return (
             "the kernel matrix is not positive definite at these hyper-parameters, whatever the jitter: is the "
             "kernel a valid one, and are its inputs finite?"
-            + ("" if double else " In single precision: set jax_enable_x64")
+            + ("" if double else ' This is single precision: set jax.config.update("jax_enable_x64", True)')
         )
+
+    def bad_noise(self, params: Params) -> list[str]:
+        """In words, which noise is negative or not a number: a jitter may hide that from the factorisation."""
+        return [
+            f"{name} is {float(least):.3g} at its least, and must not be negative: give what it is made of a positive "
+            "constraint (constraints.positive) or a prior on positive values"
+            for name, least in _least_noise(self, params).items()
+            if not float(least) >= 0
+        ]
+
+    def faults(self, params: Params) -> list[str]:
+        return self.bad_noise(params)
 
     def posterior(self, params: Params) -> Posterior | None:
         """Draws of the functions at the rows of the data; None beyond `MAX_JOINT` rows."""
@@ -229,6 +244,15 @@ class ProcessProblem(Problem):
     def inputs_of(self, params: Params) -> Any:
         """Inputs of the first process, as the model makes them from the data."""
         return _inputs_of(self, params)
+
+
+@eqx.filter_jit
+def _least_noise(problem: ProcessProblem, params: Params) -> dict[str, Array]:
+    """The least noise variance of every process, and the least scale of every Normal likelihood; NaN if one is."""
+    read = problem.hyper.read(params, problem.data)
+    out = {f"the noise variance (diag=) of the process {n!r}": jnp.min(p.noise) for n, p in read.processes.items()}
+    normals = {n: base(s["fn"]) for n, s in read.sites.items() if isinstance(base(s["fn"]), dist.Normal)}
+    return out | {f"the scale of the noise of site {n!r}": jnp.min(fn.scale) for n, fn in normals.items()}
 
 
 @eqx.filter_jit
