@@ -1,6 +1,6 @@
 """Gaussian processes against scikit-learn, GPyTorch and GPJax, and how each estimator scales. `--quick` only runs.
 
-python benchmarks/gp.py [evaluations] [state_space] [stochastic] [fits]
+python benchmarks/gp.py [evaluations] [state_space] [stochastic] [iterative] [fits]
 """
 
 import sys
@@ -17,7 +17,8 @@ from common import earlier, seconds, write
 from tinygp import GaussianProcess, kernels, transforms
 
 import estimax
-from estimax.estimators import SVGP, CoresetGP, GPEvidence, SparseGP, StateSpaceGP
+from estimax.estimators import SVGP, CoresetGP, GPEvidence, IterativeGP, SparseGP, StateSpaceGP
+from estimax.estimators.gp import iterative as lanczos
 
 QUICK = "--quick" in sys.argv
 POSITIVE = dist.constraints.positive
@@ -324,10 +325,62 @@ def stochastic():
     return out
 
 
+def iterative_step(n, x64):
+    """Seconds of one loss and gradient, and what its program holds beside its arguments."""
+    with jax.enable_x64(x64):
+        arrays = {k: jnp.asarray(v) for k, v in series(n).items()}
+        problem = IterativeGP().problem(jax.random.key(0), regression, None, arrays)
+        step = jax.jit(jax.value_and_grad(lambda p, k: problem.loss(p, k, arrays)[0]))
+        spent, compiled = elapsed(lambda: step.lower(problem.params, jax.random.key(0)).compile())
+        memory = compiled.memory_analysis()
+        held = memory.temp_size_in_bytes + memory.output_size_in_bytes
+        took = seconds(lambda: jax.block_until_ready(compiled(problem.params, jax.random.key(1))))
+    matrix = n**2 * (8 if x64 else 4)
+    return {
+        "seconds to compile": spent,
+        "seconds a step": took,
+        "MB held": held / 1e6,
+        "MB of one n x n matrix": matrix / 1e6,
+        "share of one n x n matrix": held / matrix,
+    }
+
+
+def iterative_scaling():
+    """Time and memory of a step by rows, and the log-determinant against Cholesky in its own standard errors.
+
+    What is held has a part of fixed size, a block of the kernel (`BLOCK` elements and what they are made of); the
+    rest grows as n.
+    """
+    out = {}
+    plan = [(1000, False), (2000, True)] if QUICK else [(10_000, False), (10_000, True), (30_000, False)]
+    for n, x64 in plan:
+        name = f"n={n} {'float64' if x64 else 'float32'}"
+        out[name] = iterative_step(n, x64)
+        print("iterative", name, out[name], flush=True)
+    n, options = 500 if QUICK else 5000, IterativeGP()
+    with jax.enable_x64(True):
+        arrays = {k: jnp.asarray(v) for k, v in series(n).items()}
+        problem = GPEvidence().problem(jax.random.key(0), regression, None, arrays)
+        r = jax.jit(lambda p: problem.hyper.regression(p, arrays))(problem.params)
+        exact = np.linalg.slogdet(np.asarray(r.covariance()))[1].item()
+        found = jax.jit(lambda r: lanczos.estimate(r, options, jax.random.key(0)))(r)
+        error, stderr = float(found.log_det) - exact, float(found.log_det_stderr)
+    out[f"log-determinant n={n}"] = {
+        "by Cholesky": exact,
+        "error": error,
+        "standard error": stderr,
+        "error in standard errors": error / stderr,
+        "relative residual": float(found.residual),
+    }
+    print("iterative", out[f"log-determinant n={n}"], flush=True)
+    return out
+
+
 SECTIONS = {
     "evaluations": ("one value and gradient, seconds", evaluations),
     "state_space": ("state space, one value and gradient, seconds", state_space_scaling),
     "stochastic": ("steps a second", stochastic),
+    "iterative": ("iterations, a step and its memory", iterative_scaling),
     "fits": ("whole fits", fits),
 }
 
