@@ -9,11 +9,12 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 from jax import Array, lax, random
+from jax.scipy.linalg import solve_triangular
 
 from ..base import Data, Estimator, Metrics, Params
-from . import inducing, linalg, nonconjugate, rows, view
-from .nonconjugate import Sites, site_normaliser, solve
-from .posterior import Conditional, FunctionPosterior
+from . import inducing, linalg, nonconjugate, precision, rows, view
+from .nonconjugate import Sites, site_normaliser
+from .posterior import FunctionPosterior
 from .problem import at_once, with_own
 from .quadrature import expected, tilted
 from .view import gram
@@ -76,6 +77,26 @@ def _first_sites(problem: CoresetProblem, index: Array) -> tuple[Array, Array]:
     return targets[index], (precision * (len(prior) / len(index)))[index]
 
 
+class Pseudo(FunctionPosterior):
+    """The prior conditioned on pseudo-observations, by a square root of A = (K + T⁻¹)⁻¹: sums of squares only, which
+    single precision bears."""
+
+    kernel: Any
+    X: Array
+    white: Array
+    """W with Wᵀ W = A, ``(M, M)``."""
+    targets: Array
+    """W ỹ, ``(M,)``."""
+
+    def marginals(self, X: Any) -> tuple[Array, Array]:
+        part = self.white @ gram(self.kernel, self.X, X)
+        return part.T @ self.targets, jnp.maximum(self.kernel(X) - jnp.sum(part**2, 0), 0.0)
+
+    def joint(self, X: Any) -> tuple[Array, Array]:
+        part = self.white @ gram(self.kernel, self.X, X)
+        return part.T @ self.targets, gram(self.kernel, X) - part.T @ part
+
+
 class CoresetProblem(nonconjugate.SitesProblem):
     """−ELBO − log prior."""
 
@@ -111,11 +132,8 @@ class CoresetProblem(nonconjugate.SitesProblem):
 
     def elbo(self, params: Params, data: Data, scale: Any) -> Array:
         log_lik, process = self.likelihood(params, data)
-        K, sites = self.coreset(params, process.kernel)
-        q = solve(K, sites)
-        mean, variance = self.function_of(params, process.kernel).marginals(process.X)
-        log_sites = sites.shift @ q.mean - 0.5 * jnp.sum(sites.precision * (q.variance + q.mean**2))
-        divergence = log_sites - site_normaliser(K, sites)
+        posterior, divergence = self.conditioned(params, process.kernel)
+        mean, variance = posterior.marginals(process.X)
         # not at zero variance: the derivative of its root is not finite there
         return scale * jnp.sum(expected(log_lik, mean, jnp.maximum(variance, 1e-12))) - divergence
 
@@ -130,15 +148,28 @@ class CoresetProblem(nonconjugate.SitesProblem):
         value = self.elbo(params, data, n / min(self.options.batch_size or n, n))
         return -(value + self.hyper.log_prior(params, data)), {}
 
-    def function_of(self, params: Params, kernel: Any) -> Conditional:
+    def conditioned(self, params: Params, kernel: Any) -> tuple[Pseudo, Array]:
+        """The posterior, and KL(q ‖ p) = ½ (log |B| − tr(A K) + αᵀ K α), A = (K + T⁻¹)⁻¹ = √T B⁻¹ √T, α = A ỹ.
+
+        By B = I + √T K √T with the precisions T: from the covariance of q, A is a difference of large numbers.
+        """
         K, sites = self.coreset(params, kernel)
-        q = solve(K, sites)
-        precision = sites.precision
-        A = jnp.diag(precision) - precision[:, None] * q.covariance * precision
-        return Conditional(kernel, params[INPUTS], sites.shift - precision * q.mean, A)
+        root = jnp.sqrt(sites.precision)
+        factor = jnp.linalg.cholesky(linalg.add_diagonal(root[:, None] * K * root, jnp.ones_like(root)))
+        white = solve_triangular(factor, jnp.diag(root), lower=True)
+        targets = white @ params[TARGETS]
+        alpha = white.T @ targets
+        log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(factor)))
+        divergence = 0.5 * (log_det - jnp.sum((white @ K) * white) + alpha @ K @ alpha)
+        return Pseudo(kernel, params[INPUTS], white, targets), divergence
 
     def functions(self, params: Params) -> dict[str, FunctionPosterior]:
-        return {self.site: self.function_of(params, _kernel_of(self, params))}
+        return {self.site: self.conditioned(params, _kernel_of(self, params))[0]}
+
+    def faults(self, params: Params) -> list[str]:
+        condition, noise = _condition(self, params)
+        cause = f"for the least noise variance of a pseudo-observation is {float(noise):.1e}"
+        return self.bad_noise(params) + precision.complaint(float(condition), noise.dtype, cause)
 
     def remarks(self, params: Params) -> list[str]:
         score = float(jnp.mean(_score(self, params)))
@@ -147,7 +178,7 @@ class CoresetProblem(nonconjugate.SitesProblem):
 
     def sampler(self, params: Params) -> Any:
         process = self.hyper.read(params, self.data).latent[self.site]
-        posterior = self.function_of(params, process.kernel)
+        posterior = self.conditioned(params, process.kernel)[0]
         K, sites = self.coreset(params, process.kernel)
         mean, covariance = posterior.joint(jnp.concatenate([process.X, posterior.X]))
         return nonconjugate.Draws(process.mean, mean, linalg.root(covariance), sites, site_normaliser(K, sites))
@@ -163,6 +194,13 @@ class CoresetProblem(nonconjugate.SitesProblem):
 @eqx.filter_jit
 def _score(problem: CoresetProblem, params: Params) -> Array:
     return problem.predictive_log_density(params, problem.data)
+
+
+@eqx.filter_jit
+def _condition(problem: CoresetProblem, params: Params) -> tuple[Array, Array]:
+    """Bound of the condition number, and the least noise variance."""
+    noise = jnp.exp(-params[LOG_PRECISION])
+    return precision.condition(_kernel_of(problem, params), params[INPUTS], noise), jnp.min(noise)
 
 
 def _kernel_of(problem: CoresetProblem, params: Params) -> Any:

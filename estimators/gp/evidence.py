@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array, random
 
 from ..base import Data, Estimator, Params
-from . import linalg, view
+from . import linalg, precision, view
 from .posterior import FunctionPosterior, condition
 from .problem import Forecast, ProcessProblem, log_density
 
@@ -115,6 +115,18 @@ class RegressionProblem(ProcessProblem):
         diagonal = jnp.diagonal(precision)
         return precision @ r.residual / diagonal, 1 / diagonal
 
+    def faults(self, params: Params) -> list[str]:
+        """In single precision (`fit` solves in double, unless given an optimizer) the jitter hides what is lost."""
+        lines = super().faults(params)
+        if lines or jnp.result_type(float) == jnp.float64 or self.num_units > 3 * 10**4:
+            return lines
+        return self.imprecise(params)
+
+    def imprecise(self, params: Params) -> list[str]:
+        """In words, where the covariance of the observations cannot be inverted in this precision."""
+        condition, noise = _condition(self, params)
+        return precision.complaint(float(condition), noise.dtype, f"for the least noise variance is {float(noise):.1e}")
+
     def remarks(self, params: Params) -> list[str]:
         """What `diagnose` says beyond convergence: the jitter, and calibration on data that were left out."""
         if self.num_units > 3 * 10**4:
@@ -139,6 +151,13 @@ def _remarks(problem: RegressionProblem, params: Params) -> tuple[Array, Array, 
     """Jitter, leave-one-out residuals and variances."""
     r = problem.hyper.regression(params, problem.data)
     return linalg.jittered_cholesky(r.covariance())[1], *problem.residuals(params)
+
+
+@eqx.filter_jit
+def _condition(problem: RegressionProblem, params: Params) -> tuple[Array, Array]:
+    """Bound of the condition number, and the least noise variance."""
+    r = problem.hyper.regression(params, problem.data)
+    return precision.condition(r.kernel, r.X, r.noise), jnp.min(r.noise)
 
 
 class EvidenceProblem(RegressionProblem):

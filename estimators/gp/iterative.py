@@ -14,7 +14,7 @@ from jax.scipy.linalg import solve_triangular
 from matfree import decomp
 
 from ..base import Data, Estimator, Metrics, Params
-from . import inducing, linalg, precision, view
+from . import inducing, linalg, view
 from .evidence import RegressionProblem
 from .posterior import FunctionPosterior
 from .view import Regression, gram
@@ -209,8 +209,7 @@ class IterativeProblem(RegressionProblem):
 
     def faults(self, params: Params) -> list[str]:
         """A precision that cannot invert the covariance, or solves further off than zero would be."""
-        condition, noise = _condition(self, params)
-        lines = super().faults(params) or precision.complaint(float(condition), float(noise), noise.dtype)
+        lines = self.bad_noise(params) or self.imprecise(params)
         residual = float(_final(self, params).residual)
         if not lines and not residual <= 1:
             lines.append(
@@ -227,13 +226,6 @@ class IterativeProblem(RegressionProblem):
 @eqx.filter_jit
 def _final(problem: IterativeProblem, params: Params) -> Estimate:
     return estimate(problem.hyper.regression(params, problem.data), problem.options, random.key(0))
-
-
-@eqx.filter_jit
-def _condition(problem: IterativeProblem, params: Params) -> tuple[Array, Array]:
-    """Bound of the condition number, and the least noise variance."""
-    r = problem.hyper.regression(params, problem.data)
-    return precision.condition(r.kernel, r.X, r.noise, BLOCK), jnp.min(r.noise)
 
 
 class Projected(FunctionPosterior):

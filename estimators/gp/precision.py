@@ -9,22 +9,22 @@ from jax import Array, lax
 
 from . import view
 
+BLOCK = 2**24
+"""Elements of the kernel matrix that are held at once."""
 
-def condition(kernel: Any, X: Any, noise: Array, elements: int) -> Array:
+
+def condition(kernel: Any, X: Any, noise: Array) -> Array:
     """A bound of the condition number of K + S: largest sum of a row of ∣K∣, over the least noise variance, plus one.
 
     No eigenvalue of a matrix is above the largest of those sums (Gershgorin), and none of K + S below the least noise.
-
-    Args:
-        elements: of K that are held at once.
     """
     n = view.num_rows(X)
-    blocks = view.row_blocks(X, view.row_block(n, n, elements))
+    blocks = view.row_blocks(X, view.row_block(n, n, BLOCK))
     sums = lax.map(lambda rows: jnp.sum(jnp.abs(kernel(rows, X)), 1), blocks)
     return jnp.max(sums) / jnp.min(noise) + 1
 
 
-def complaint(condition: float, noise: float, dtype: Any) -> list[str]:
+def complaint(condition: float, dtype: Any, cause: str) -> list[str]:
     """In words, where the condition number may be beyond what the precision resolves."""
     most = 1 / float(jnp.finfo(dtype).eps)
     if condition <= most:
@@ -32,7 +32,7 @@ def complaint(condition: float, noise: float, dtype: Any) -> list[str]:
     single = jnp.finfo(dtype).bits == 32
     way_out = 'set jax.config.update("jax_enable_x64", True), or ' if single else ""
     return [
-        f"{'single' if single else 'double'} precision cannot work here: the condition number of the covariance is up "
-        f"to {condition:.0e}, for the least noise variance is {noise:.1e}, and {jnp.dtype(dtype).name} resolves "
-        f"{most:.0e}; values and their standard errors are wrong: {way_out}give more noise (a lower bound or a prior)"
+        f"{'single' if single else 'double'} precision cannot work here: the condition number is up to "
+        f"{condition:.0e}, {cause}, and {jnp.dtype(dtype).name} resolves {most:.0e}; values "
+        f"and their standard errors are wrong: {way_out}give more noise (a lower bound or a prior)"
     ]

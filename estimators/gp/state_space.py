@@ -141,6 +141,10 @@ class StateSpaceProblem(RegressionProblem):
         gp = GaussianProcess(r.kernel, r.X, diag=r.noise, assume_sorted=True)
         return gp.log_probability(r.residual)
 
+    def faults(self, params: Params) -> list[str]:
+        """Not by the condition number of a matrix that is never formed."""
+        return self.bad_noise(params)
+
     def function(self, params: Params) -> FunctionPosterior:
         r = self.ordered(params, self.data)
         return Smoothed(r.kernel, r.X, r.noise, r.residual, self.parallel)

@@ -13,7 +13,7 @@ from jax import Array
 from jax.scipy.linalg import solve_triangular
 
 from ..base import Data, Estimator, Metrics, Params
-from . import inducing, linalg, rows, view
+from . import inducing, linalg, precision, rows, view
 from .posterior import FunctionPosterior, Inducing
 from .problem import ProcessProblem, with_own
 from .quadrature import NODES, hermite
@@ -201,6 +201,14 @@ class SVGPProblem(ProcessProblem):
             functions[site], log_ratio = inducing.draw(own, key)
             total = total + log_ratio
         return functions, total + self.log_target(params, functions)
+
+    def faults(self, params: Params) -> list[str]:
+        """The precision of a whitened q has no eigenvalue below one (log-concave likelihoods), none above its trace."""
+        lines = self.bad_noise(params)
+        for site, q in self.memory.items():
+            cause = f"for the data say more of {site!r} than that, by little noise"
+            lines += precision.complaint(float(jnp.trace(q.precision)), q.precision.dtype, cause)
+        return lines
 
     def remarks(self, params: Params) -> list[str]:
         lines = rows.remark(self.options.batch_size, self.num_units)
