@@ -5,12 +5,14 @@ python docs/make_figures.py compare    eight_schools_*.png: what `estimax compar
 python docs/make_figures.py diffusion  diffusion_2d.png, langevin_start.png, score_targets.png: some minutes
 python docs/make_figures.py gp         gp_scaling.png, gp_dimension.png: from benchmarks/results, seconds
 python docs/make_figures.py unnormalised  unnormalised_methods.png, unnormalised_toys.png: two minutes
+python docs/make_figures.py ebflow     ebflow_cost.png, from benchmarks/results/scores.json: seconds
 python docs/make_figures.py vis_paper  vis_paper.png, from benchmarks/results/vis-paper.csv: seconds
 python docs/make_figures.py noisy      denoised_moons.png, recovery_ladder.png: some minutes
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import tempfile
@@ -189,6 +191,28 @@ def noisy() -> None:
     noisy_data_figures.main()
 
 
+def ebflow() -> None:
+    """Processor seconds a step by dimension, from the committed runs, with lines of the slopes D² and D³."""
+    text = (Path(__file__).parents[1] / "benchmarks" / "results" / "scores.json").read_text(encoding="utf-8")
+    rows = json.loads(text)["results"]["step_cost"]["rows"]
+    sizes = np.array([row["D"] for row in rows])
+    figure = Figure(figsize=(5.0, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for name, label, power, color, mark in (
+        ("likelihood", "MLE: determinants", 3, "#D55E00", "s"), ("score", "EBFlow: none", 2, "#0072B2", "o"),
+    ):  # fmt: skip
+        spent = 1e3 * np.array([row[f"{name}_seconds"] for row in rows])
+        axes.loglog(sizes, spent, mark + "-", color=color, label=label)
+        axes.loglog(sizes[-3:], spent[-1] * (sizes[-3:] / sizes[-1]) ** power, ":", color=color, label=f"slope {power}")
+    axes.set_xlabel("dimension D")
+    axes.set_ylabel("processor milliseconds a step")
+    axes.set_xticks(sizes, [str(d) for d in sizes])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(IMAGES / "ebflow_cost.png", dpi=110)
+
+
 def vis_paper() -> None:
     """From the committed runs: the figure of the suite's report."""
     import pandas as pd
@@ -212,6 +236,7 @@ PICTURES = {
     "unnormalised": unnormalised,
     "noisy": noisy,
     "vis_paper": vis_paper,
+    "ebflow": ebflow,
     "gp": gaussian_processes,
 }
 
