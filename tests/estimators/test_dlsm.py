@@ -60,6 +60,7 @@ def test_with_the_exact_classifier_the_loss_is_that_of_the_class():
     np.testing.assert_allclose(entropy[:20], -np.array(log_p), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cross_entropy", [0.0, 1.0])
 def test_the_fitted_slope_is_the_true_one(cross_entropy):
     """One parameter: at the mean of the last steps, within 4 standard errors of the minimum over these data."""
