@@ -136,12 +136,18 @@ def calibration():
     cases["coal, every fourth year left out"] = (
         gp.counts, NonConjugateGP("ep"), {k: v[~odd] for k, v in coal.items()}, {k: v[odd] for k, v in coal.items()}
     )  # fmt: skip
+    tumours = estimax.models.get("logistic_regression").data()
+    kept = np.random.default_rng(0).permutation(len(tumours["y"])) < 400
+    cases["breast cancer"] = (
+        gp.classification, NonConjugateGP("ep"), {"X": tumours["x"][kept], "y": tumours["y"][kept]},
+        {"X": tumours["x"][~kept], "y": tumours["y"][~kept]},
+    )  # fmt: skip
     for name, (model, estimator, data, later) in cases.items():
         result = estimax.fit(model, estimator, data, progress_bar=False, num_steps=200)
         found = result.predict(later)
         low, high = found.interval(0.9)
         row = {"log density a row": float(found.log_density().mean()), "rows": len(later["y"]), "status": result.status}
-        if name == "two crescents":
+        if name in ("two crescents", "breast cancer"):
             p = np.asarray(found.mean)
             bins = [(p >= a) & (p < a + 0.2) for a in np.arange(0, 1, 0.2)]
             row["reliability"] = [
