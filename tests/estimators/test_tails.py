@@ -26,7 +26,11 @@ PERIODIC = model(lambda x, k: -k * jnp.cos(x))
 NORMAL = model(lambda x, k: -k * jnp.cos(x) + 0.3 * x**2)
 
 
-@pytest.mark.parametrize("estimator", [ScoreMatching(), NCE(), ConditionalNCE()], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize(
+    "estimator",
+    [ScoreMatching(), *(pytest.param(e, marks=pytest.mark.long) for e in (NCE(), ConditionalNCE()))],
+    ids=lambda e: type(e).__name__,
+)
 def test_the_verdict_says_so(estimator):
     for diverging in (RISING, PERIODIC):
         found = estimax.fit(diverging, estimator, {"x": X}, progress_bar=False).diagnose()
