@@ -111,8 +111,7 @@ class DenoisingScoreMatching(Matching):
         return 1.0, 0.0
 
     def add_noise(self, fn: Any, x: Array, rng_key: Array) -> Noised:
-        """Every datum at a time and under a noise of its own."""
-        x = fn.checked(x)
+        """Every datum, checked before, at a time and under a noise of its own."""
         axes = tuple(range(x.ndim - fn.event_dim, x.ndim))
         t, weight = self.draw_times(fn.process, random.fold_in(rng_key, 0), x.shape[: axes[0]])
         wide = jnp.expand_dims(t, axes)
@@ -120,9 +119,10 @@ class DenoisingScoreMatching(Matching):
         return Noised(fn.process.alpha(wide) * x + fn.process.sigma(wide) * noise, noise, t, wide, weight, axes)
 
     def objective(self, fn: Any, x: Array, rng_key: Array, table: Any) -> Array:
+        x = fn.checked(x)
         noisy, noise, t, wide, weight, axes = self.add_noise(fn, x, rng_key)
         factor, shift = self.correction(fn, noisy, t)
-        error = fn.score(noisy, t) - self.target(fn, fn.checked(x), noise, wide, table) - shift
+        error = fn.score(noisy, t) - self.target(fn, x, noise, wide, table) - shift
         return weight * factor * 0.5 * jnp.sum(error**2, axes)
 
 

@@ -14,6 +14,7 @@ from jax.tree_util import Partial
 
 from . import sliced
 from .matching import Matching
+from .score_matching import denoising
 
 VARIANTS = ("sliced", "denoising")
 
@@ -69,12 +70,7 @@ class EBFlow(Matching):
             return sliced.objective(network, Partial(_log_prob, rest, fn.event_shape), flat, v).reshape(batch)
         noise = random.normal(rng_key, shape, x.dtype)
         score = jax.grad(lambda rows: jnp.sum(fn.log_prob(rows.reshape(x.shape))))
-        losses = [self._denoising(score, flat, one) for one in noise]
-        return (sum(losses[1:], losses[0]) / self.num_directions).reshape(batch)
-
-    def _denoising(self, score: Any, x: Array, noise: Array) -> Array:
-        plus, minus = (score(x + sign * self.sigma * noise) for sign in (1.0, -1.0))
-        return jnp.sum(0.25 * (plus**2 + minus**2) + 0.5 * (plus - minus) * noise / self.sigma, axis=-1)
+        return denoising(score, flat, noise, self.sigma).reshape(batch)
 
 
 def _log_prob(rest: Any, event_shape: tuple[int, ...], network: Any, x: Array) -> Array:

@@ -166,13 +166,17 @@ class LogWeight(Estimator, numpyro_elbo.ELBO):
             keys = random.split(rng_key, self.num_particles)
             return self.vectorize_particles_fn(lambda xs: fn(*xs), (keys, *of_particle))
 
-        def evaluate(**how: Any) -> particles.LogJoint:
-            return each(lambda key: particles.log_joint(key, structure, model, guide, args, kwargs, **how))
+        def evaluate(*at: dict, **how: Any) -> particles.LogJoint:
+            def one(key: Array, at: dict | None = None) -> particles.LogJoint:
+                return particles.log_joint(key, structure, model, guide, args, kwargs, at=at, **how)
+
+            return each(one, *at)
 
         def points(values: dict) -> dict | None:
             return values if structure.points else None
 
         log_q = {"reparam": None, "score": live, "path": still, "dreg": still}[gradient]
+        coefficient = {"reparam": phi.total, "score": phi.score, "path": phi.path, "dreg": phi.double}[gradient]
         if theta == phi and gradient in ("reparam", "path"):
             # Both follow the derivative of one function of one set of log-weights: no surrogate needed.
             log_w = evaluate(draw=live, log_q=log_q, log_p=params).log_weight(power)
@@ -180,21 +184,17 @@ class LogWeight(Estimator, numpyro_elbo.ELBO):
         if gradient == "score":
             joint = evaluate(draw=still, log_q=log_q, points=points(live), log_p=params)
             log_w = stop_gradient(joint.log_weight(power))
-            surrogate = _times(theta.total(log_w), joint.model(power)) + phi.score(log_w) * joint.guide
+            surrogate = _times(theta.total(log_w), joint.model(power)) + coefficient(log_w) * joint.guide
         elif structure.theta and not structure.points and gradient != "reparam" and phi.follows(theta):
             # One pass forward and one backward through the model serve both: what comes back to each draw with the
             # coefficients of θ becomes φ's by the ratio of the two. Drawing once, the densities are a function of it.
             def log_weight(draws: dict, of_model: dict) -> Array:
-                def one(key: Array, at: dict) -> Array:
-                    how = {"draw": still, "log_p": still | of_model, "at": at}
-                    return particles.log_joint(key, structure, model, guide, args, kwargs, **how).log_weight(power)
-
-                return each(one, draws)
+                return evaluate(draws, draw=still, log_p=still | of_model).log_weight(power)
 
             draws = each(lambda key: particles.draw(key, structure, guide, args, kwargs, live))
             of_model = {n: params[n] for n in structure.theta}
             log_w, pull_back = jax.vjp(log_weight, stop_gradient(draws), stop_gradient(of_model))
-            ours, theirs = theta.total(log_w), {"path": phi.path, "dreg": phi.double}[gradient](log_w)
+            ours, theirs = theta.total(log_w), coefficient(log_w)
             ratio = jnp.where(ours == 0, 0.0, theirs / jnp.where(ours == 0, 1.0, ours))
             to_draws, to_model = pull_back(ours)
             to_draws = {n: particles.over_plates(ratio, structure, n, x.ndim) * x for n, x in to_draws.items()}
@@ -202,7 +202,6 @@ class LogWeight(Estimator, numpyro_elbo.ELBO):
         else:
             joint = evaluate(draw=live, log_q=log_q, points=points(still), log_p=still)
             log_w = stop_gradient(joint.log_weight(power))
-            coefficient = {"reparam": phi.total, "path": phi.path, "dreg": phi.double}[gradient]
             surrogate = _times(coefficient(log_w), joint.log_weight(power))
             if structure.theta or structure.points:
                 joint = evaluate(draw=still, points=points(live), log_p=params)

@@ -363,13 +363,17 @@ class ScoreMatchingProblem(PointwiseProblem):
     def _denoising(self, log_density: Callable, x: Array, noise: Array | None) -> Array:
         """½‖s(x̃) + ε/σ‖² at x̃ = x ± σε, less ½‖ε‖²/σ², which no parameter enters."""
         assert noise is not None
-        sigma = self.options.sigma  # type: ignore[attr-defined]
+        return denoising(lambda x: self.score(log_density, x), x, noise, self.options.sigma)  # type: ignore[attr-defined]
 
-        def one(e: Array) -> Array:
-            plus, minus = (self.score(log_density, x + sign * sigma * e) for sign in (1.0, -1.0))
-            return jnp.sum(0.25 * (plus**2 + minus**2) + 0.5 * (plus - minus) * e / sigma, axis=-1)
 
-        return sum((one(e) for e in noise), jnp.zeros(())) / len(noise)
+def denoising(score: Callable, x: Array, noise: Array, sigma: float) -> Array:
+    """½‖s(x̃) + ε/σ‖² at x̃ = x ± σε, less ½‖ε‖²/σ², of every unit ``(n,)``; the mean over noise ``(m, n, D)``."""
+
+    def one(e: Array) -> Array:
+        plus, minus = (score(x + sign * sigma * e) for sign in (1.0, -1.0))
+        return jnp.sum(0.25 * (plus**2 + minus**2) + 0.5 * (plus - minus) * e / sigma, axis=-1)
+
+    return sum((one(e) for e in noise), jnp.zeros(())) / len(noise)
 
 
 def _log_density(problem: PointwiseProblem, data: Data, key: Array | None, params: Params, x: Array) -> Array:

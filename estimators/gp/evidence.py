@@ -16,6 +16,9 @@ from . import linalg, precision, view
 from .posterior import FunctionPosterior, condition
 from .problem import Forecast, ProcessProblem, log_density
 
+MOST_ROWS = 3 * 10**4
+"""Rows up to which `diagnose` looks at the whole matrix."""
+
 
 @dataclass(frozen=True)
 class GPEvidence(Estimator):
@@ -118,7 +121,7 @@ class RegressionProblem(ProcessProblem):
     def faults(self, params: Params) -> list[str]:
         """In single precision (`fit` solves in double, unless given an optimizer) the jitter hides what is lost."""
         lines = super().faults(params)
-        if lines or jnp.result_type(float) == jnp.float64 or self.num_units > 3 * 10**4:
+        if lines or jnp.result_type(float) == jnp.float64 or self.num_units > MOST_ROWS:
             return lines
         return self.imprecise(params)
 
@@ -129,7 +132,7 @@ class RegressionProblem(ProcessProblem):
 
     def remarks(self, params: Params) -> list[str]:
         """What `diagnose` says beyond convergence: the jitter, and calibration on data that were left out."""
-        if self.num_units > 3 * 10**4:
+        if self.num_units > MOST_ROWS:
             return []
         jitter, residual, variance = (np.asarray(v) for v in _remarks(self, params))
         z = residual / np.sqrt(variance)
