@@ -39,14 +39,14 @@ from .lookup import (
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 DEFAULT_ESTIMATORS = ("ELBO", "IWAE", "VIS", "RWS", "CHIVI", "VBIS", "Laplace", "MAP")
-"""What `compare` takes when no estimators are named, as far as they exist."""
+"""What `compare` takes when no estimators are named."""
 MAX_ROWS = 60
 """Most rows of a summary on the screen."""
 
 EXAMPLES = {
     "": """\
 examples:
-  estimax compare eight_schools                 six estimators of a built-in model, side by side
+  estimax compare eight_schools                 eight estimators of a built-in model, side by side
   estimax compare my.py:model --data my.csv --reference nuts
   estimax fit my.py:model --data my.json --estimator vis --num-particles 64 --out fit.nc
   estimax bench conjugate --quick               estimators and peers on models whose truth is known
@@ -249,7 +249,7 @@ def build_parser() -> argparse.ArgumentParser:
     compare = command("compare", _compare, "fit several estimators to one model and put them in one table")
     _model_arguments(compare)
     compare.add_argument("--estimators", type=_names, metavar="A,B,...",
-                         help="estimators to compare (default: elbo,iwae,vis,rws,chivi,vbis)")  # fmt: skip
+                         help=f"estimators to compare (default: {','.join(DEFAULT_ESTIMATORS).lower()})")  # fmt: skip
     compare.add_argument("--reference", metavar="nuts|none|FILE.nc",
                          help="draws to measure errors against: nuts runs NumPyro's sampler, FILE.nc is an ArviZ "
                          "netCDF file (default: those of a built-in model, else none)")  # fmt: skip

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..estimators.base import Estimator
 from . import predictive
-from .data import check_model, prepare
+from .data import check_counts, check_estimator, check_model, prepare
 from .fit import DEFAULT_STEPS, fit
 from .result import FitResult
 from .start import Start, find_start
@@ -176,9 +176,8 @@ def compare(
     if not isinstance(estimators, Mapping) or not estimators:
         raise ValueError('estimators must be a dict of name -> estimator, as in {"IWAE": estimators.IWAE()}')
     for name, estimator in estimators.items():
-        if not isinstance(estimator, Estimator):
-            hint = " (give an instance: ELBO(), not ELBO)" if isinstance(estimator, type) else ""
-            raise TypeError(f"estimators[{name!r}] must be one of estimax.estimators, got {estimator!r}{hint}")
+        check_estimator(estimator, f"estimators[{name!r}]")
+    check_counts(least=0, seed=seed)
     prepared = prepare(model, data)
     theta = check_model(model, prepared)
     draws, reference_name = resolve_reference(reference, model, prepared, theta, seed, progress_bar)
@@ -306,8 +305,7 @@ def _measure(result: FitResult, reference: dict[str, np.ndarray] | None, num_sam
 
 def _has_functions(result: FitResult) -> bool:
     """Whether a point estimate of hyper-parameters leaves weighted draws of functions (Gaussian processes)."""
-    with result.precision():
-        return hasattr(result.problem, "pointwise_given") and result.problem.posterior(result.unconstrained) is not None
+    return hasattr(result.problem, "pointwise_given") and result.has_draws
 
 
 def _of_weights(result: FitResult, num_samples: int, seed: int) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from jax import random
 from numpyro import handlers
 from numpyro.infer.initialization import init_to_uniform
 
+from ..estimators.base import Estimator
+
 
 def nearest(name: str, options: Any) -> str:
     """A hint like "did you mean 'sigma'?", or the list of options where nothing is near."""
@@ -190,11 +192,19 @@ def _initial_params(model: Callable, data: dict[str, Any]) -> dict[str, Any]:
     return _param_values(_feasible_trace(model, data, random.key(0)))
 
 
-def check_counts(**counts: int) -> None:
-    """Raise `ValueError` unless every named number is an integer of at least 1."""
+def check_counts(least: int = 1, **counts: int) -> None:
+    """Raise `ValueError` unless every named number is an integer of at least so many."""
     for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+def check_estimator(value: Any, called: str = "estimator") -> None:
+    """Raise `TypeError` unless it is an instance of an estimator."""
+    if isinstance(value, Estimator):
+        return
+    name = value.__name__ if isinstance(value, type) else "ELBO"
+    raise TypeError(f"{called} must be an instance from estimax.estimators, as {name}(), got {value!r}")
 
 
 def describe(estimator: Any) -> str:

@@ -20,7 +20,7 @@ from ..estimators.base import Estimator, Params, Problem
 from ..estimators.guides import WhitenedNormal
 from . import engine
 from . import solve as solvers
-from .data import check_counts, check_model, nearest, prepare
+from .data import check_counts, check_estimator, check_model, nearest, prepare
 from .guides import resolve
 from .result import FitResult, in_session_precision
 from .start import Start
@@ -85,10 +85,9 @@ def fit(
     """
     began = time.perf_counter()
     check_counts(num_steps=num_steps, num_restarts=num_restarts)
+    check_counts(least=0, seed=seed)
     estimator = default_estimator() if estimator is None else estimator
-    if not isinstance(estimator, Estimator):
-        hint = " (give an instance: ELBO(), not ELBO)" if isinstance(estimator, type) else ""
-        raise TypeError(f"estimator must be one of estimax.estimators, got {estimator!r}{hint}")
+    check_estimator(estimator)
     key = random.key(seed) if rng_key is None else rng_key
     key_init, key_run = random.split(key)
     if estimator.exact and (optimizer is None or optimizer in solvers.SOLVERS):
@@ -172,8 +171,8 @@ def _solve(model: Callable, estimator: Estimator, data: Any, start: Any, solver:
         steps_per_second=(steps - 1) / solution.step_seconds if steps > 1 and solution.step_seconds > 0 else 0.0,
         status=status, message=message, start=None, problem=problem, unconstrained=final,
     )  # fmt: skip
-    if solution.hessian is not None:
-        result._cache["hessian"] = solution.hessian[best]
+    if solution.derivatives is not None:
+        result._cache["derivatives"] = tuple(x[best] for x in solution.derivatives)
     return result
 
 
@@ -258,6 +257,11 @@ def _judge(solution: solvers.Solution, best: int, num_steps: int, measure: str) 
 def _run(problem: Problem, transformation: Any, key_init: Array, key_run: Array, num_steps: int, num_restarts: int,
          progress_bar: bool, on_progress: Any, estimator: Estimator, model: Callable, data: dict, guide: Any,
          found: Any, began: float) -> FitResult:  # fmt: skip
+    if num_restarts > 1 and not problem.loss_tells:
+        raise ValueError(
+            f"num_restarts={num_restarts} takes the run of lowest loss, and values of the loss of "
+            f"{type(estimator).__name__} mean nothing: fit several seeds, one by one, and compare their estimates"
+        )
     if num_restarts == 1:
         state = engine.init(problem, transformation, problem.params, key_run)
     else:

@@ -83,8 +83,8 @@ def resolve(given: Mapping[str, Any] | Sequence[Any]) -> list[Column]:
             column = _named(item)
             column = column if name is None or column.kind != "estimator" else replace(column, name=str(name))
         else:
-            hint = " (give an instance: ELBO(), not ELBO)" if isinstance(item, type) else ""
-            raise BadInput(f"estimators must be names or instances of estimax.estimators, got {item!r}{hint}")
+            example = f"{item.__name__}()" if isinstance(item, type) else "ELBO()"
+            raise BadInput(f"estimators must be names or instances from estimax.estimators, as {example}, got {item!r}")
         if columns.setdefault(column.name, column) != column:
             raise BadInput(f"two estimators are named {column.name!r}: give a dict of name -> estimator")
     if not columns:

@@ -192,7 +192,7 @@ def test_columns_by_name_and_by_instance(tmp_path):
         (["vis(8)"], "arguments are written NAME=VALUE"),
         (["vis(num_particles=8"], "write it as VIS"),
         ([], "at least one"),
-        ([estimators.ELBO], "give an instance"),
+        ([estimators.IWAE], "as IWAE()"),
         ([estimators.ELBO(1), estimators.ELBO(2)], "two estimators are named 'ELBO'"),
     ],
 )

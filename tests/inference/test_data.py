@@ -215,10 +215,16 @@ def test_zero_particles():
 
 
 def test_estimator_given_as_class_or_name():
-    with pytest.raises(TypeError, match=r"ELBO\(\), not ELBO"):
-        fit(line, estimators.ELBO, GOOD)
-    with pytest.raises(TypeError, match="estimators"):
+    with pytest.raises(TypeError, match=r"as IWAE\(\), got <class"):
+        fit(line, estimators.IWAE, GOOD)
+    with pytest.raises(TypeError, match=r"estimax\.estimators, as ELBO\(\), got 'ELBO'"):
         fit(line, "ELBO", GOOD)
+
+
+@pytest.mark.parametrize("seed", [-1, 0.5, "a", None])
+def test_seed_that_is_no_count(seed):
+    with pytest.raises(ValueError, match=f"seed must be an integer of at least 0, got {re.escape(repr(seed))}"):
+        fit(line, estimators.ELBO(), GOOD, seed=seed)
 
 
 def test_wrong_option_of_start():
