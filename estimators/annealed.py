@@ -12,9 +12,10 @@ from jax import Array, lax, random
 
 from . import data_argument, moves
 from . import noise as noises
+from .checks import check_count
 from .contrastive import chain_values
 from .score_matching import PointwiseProblem, check_latents
-from .unnormalised import LOG_Z, UnnormalisedProblem, check_count
+from .unnormalised import LOG_Z, UnnormalisedProblem
 
 FAR = 5.0
 """How many times farther than the data a chain goes that has run away."""

@@ -88,6 +88,11 @@ class Problem(eqx.Module):
         return self.deterministic and not self.nonsmooth
 
     @property
+    def loss_tells(self) -> bool:
+        """Whether the loss falls as the fit gets better: False where its gradient alone means something."""
+        return True
+
+    @property
     def batch(self) -> int:
         """Most losses to evaluate at once, by the memory that each one takes."""
         return 32

@@ -13,8 +13,9 @@ from jax.scipy.special import logsumexp
 
 from . import noise as noises
 from .base import Data, Metrics, Params
+from .checks import check_count
 from .frozen import fill
-from .unnormalised import Unnormalised, UnnormalisedProblem, build_noise, check_count, check_smooth
+from .unnormalised import Unnormalised, UnnormalisedProblem, build_noise, check_smooth
 
 
 @dataclass(frozen=True, init=False)
@@ -80,7 +81,7 @@ class CompositionalProblem(UnnormalisedProblem):
 
     def ratios(self, params: Params, data: Data, y: Array, key: Array) -> tuple[Array, Array, Array]:
         """log p̃/p_noise of noise y ``(ratio, n)``, log p̃ of the batch ``(n,)``, and the batch's scale."""
-        x, log_density, scale = self.density(params, data, key)
+        x, log_density, scale = self.density(params, data, self.chosen(key))
         log_w = self.at(log_density, x, y.reshape(*y.shape[:2], -1)) - self.noise.log_prob(y)
         return log_w, log_density(x), jnp.asarray(scale)
 

@@ -14,9 +14,10 @@ from jax import Array, lax, random
 
 from . import moves
 from .base import Data, Metrics, Params
+from .checks import check_count, check_positive
 from .frozen import fill
 from .nce import seen_values
-from .unnormalised import Unnormalised, UnnormalisedProblem, check_count, check_positive, check_smooth
+from .unnormalised import Unnormalised, UnnormalisedProblem, check_smooth
 
 FAR = 100.0
 """How many times farther than the data chains may go before they count as run away."""
@@ -126,6 +127,10 @@ class ContrastiveProblem(UnnormalisedProblem):
     def has_curvature(self) -> bool:
         return False
 
+    @property
+    def loss_tells(self) -> bool:
+        return False  # data and chains rise and fall together
+
     def chain_density(self, log_density: Callable, x: Array) -> Callable[[Array], Array]:
         """log p̃ of the chains, −inf outside of the support."""
         return lambda y: self.at(log_density, x, y[None])[0]
@@ -133,7 +138,7 @@ class ContrastiveProblem(UnnormalisedProblem):
     def refresh(self, memory: Any, params: Params, rng_key: Array) -> Any:
         batch_key, rng_key = random.split(rng_key)
         options: Any = self.options
-        x, log_density, _ = self.density(params, self.data, batch_key)
+        x, log_density, _ = self.density(params, self.data, self.chosen(batch_key))
         density = self.chain_density(log_density, x)
         y = memory["x"] if options.persistent else x
         keys = random.split(rng_key, options.steps)
@@ -157,7 +162,7 @@ class ContrastiveProblem(UnnormalisedProblem):
         return memory | {"x": y, "log_step": log_step, "count": count, "rate": jnp.mean(rates)}
 
     def loss(self, params: Params, rng_key: Array, data: Data) -> tuple[Array, Metrics]:
-        x, log_density, scale = self.density(params, data, self.memory["key"])
+        x, log_density, scale = self.density(params, data, self.chosen(self.memory["key"]))
         y = lax.stop_gradient(self.memory["x"])
         value = scale * jnp.sum(self.weights * (log_density(y) - log_density(x)))
         if self.penalties is not None:
@@ -237,7 +242,8 @@ class UnbiasedProblem(ContrastiveProblem):
         """An unbiased draw of scale · Σ_i w_i ∇log Z; the share of pairs that did not meet, and the steps taken."""
         options: Any = self.options
         k = options.burn_in
-        x, log_density, scale = self.density(params, self.data, batch_key)
+        batch = self.chosen(batch_key)
+        x, log_density, scale = self.density(params, self.data, batch)
         density = self.chain_density(log_density, x)
         if self.values is None:
             step = options.step_size * self.spread
@@ -253,7 +259,7 @@ class UnbiasedProblem(ContrastiveProblem):
 
         def slope(points: Array, amounts: Array) -> Params:
             def total(params: Params) -> Array:
-                f = self.density(params, self.data, batch_key)[1]
+                f = self.density(params, self.data, batch)[1]
                 return jnp.sum(weights * amounts * f(points))
 
             return jax.grad(total)(params)
@@ -290,10 +296,20 @@ class UnbiasedProblem(ContrastiveProblem):
         }  # fmt: skip
 
     def loss(self, params: Params, rng_key: Array, data: Data) -> tuple[Array, Metrics]:
-        x, log_density, scale = self.density(params, data, self.memory["key"])
+        x, log_density, scale = self.density(params, data, self.chosen(self.memory["key"]))
         slope = lax.stop_gradient(self.memory["gradient"])
         products = jax.tree.map(lambda g, p: jnp.sum(g * (p - lax.stop_gradient(p))), slope, params)
         value = -scale * jnp.sum(self.weights * log_density(x)) + sum(jax.tree.leaves(products))
         if self.penalties is not None:
             value = value + self.penalties.smooth(params)
         return value, {"unmet": self.memory["unmet"], "chain_steps": self.memory["length"]}
+
+    def remarks(self, params: Params) -> list[str]:
+        """Whether the last gradient had pairs of chains that never met."""
+        unmet, options = float(self.memory["unmet"]), self.options
+        if not unmet > 0:
+            return []
+        return [
+            f"{unmet:.1%} of the pairs of chains had not met after most_steps={options.most_steps}: "  # type: ignore[attr-defined]
+            "the gradient is biased by what they miss. Raise most_steps, or take another step_size"
+        ]

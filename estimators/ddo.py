@@ -12,9 +12,9 @@ from jax import Array
 
 from . import noise as noises
 from .base import Data, Params
+from .checks import check_positive
 from .frozen import fill
 from .nce import NCE, NCEProblem
-from .unnormalised import check_positive
 
 
 @dataclass(frozen=True, init=False)

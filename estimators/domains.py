@@ -68,6 +68,11 @@ def resolve(
         ValueError: data outside of the domain, or a support that no domain here fits.
     """
     lower, upper = _bounds(support)
+    if not isinstance(kind, str):
+        made = jax.eval_shape(kind, jax.ShapeDtypeStruct(shape[1:], jnp.result_type(x))).shape
+        if made not in ((), (1,), shape[1:]):
+            raise ValueError(f"domain= is a function to {made}: of one unit's x, {shape[1:]}, it must give a number or "
+                             "a weight for each coordinate")  # fmt: skip
     if kind == "auto":
         kind = _suited(support, lower, upper, who)
     if kind == "nonnegative" and not np.isfinite(lower).all():

@@ -13,6 +13,7 @@ from jax import Array, random
 from jax.tree_util import Partial
 
 from . import sliced
+from .checks import check_count, check_positive
 from .matching import Matching
 from .score_matching import denoising
 
@@ -46,11 +47,8 @@ class EBFlow(Matching):
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
             raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {self.variant!r}")
-        if isinstance(self.sigma, bool) or not 0 < self.sigma < float("inf"):
-            raise ValueError(f"sigma, the noise scale, must be positive, got {self.sigma!r}")
-        count = self.num_directions
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"num_directions must be a positive integer, got {count!r}")
+        check_positive("sigma, the noise scale,", self.sigma)
+        check_count("num_directions", self.num_directions)
 
     @property
     def wanted(self) -> str:

@@ -14,14 +14,13 @@ from jax import Array, random
 
 from . import noise as noises
 from .base import Data, Params
+from .checks import check_count, check_positive
 from .frozen import fill
 from .unnormalised import (
     LOG_Z,
     Unnormalised,
     UnnormalisedProblem,
     build_noise,
-    check_count,
-    check_positive,
     fresh_key,
 )
 
@@ -106,7 +105,7 @@ class NCEProblem(UnnormalisedProblem):
         if rng_key is not None:
             key, draw_key = random.split(rng_key)
         model_params = {n: v for n, v in params.items() if n != LOG_Z}
-        x, log_density, scale = self.density(model_params, data, key)
+        x, log_density, scale = self.density(model_params, data, self.chosen(key))
         y = self.draws
         if y is None:
             y = self.noise.draw(draw_key if draw_key is not None else random.key(0), options.ratio, x.shape[0])
@@ -221,7 +220,7 @@ class ConditionalNCEProblem(UnnormalisedProblem):
         key = draw_key = None
         if rng_key is not None:
             key, draw_key = random.split(rng_key)
-        x, log_density, scale = self.density(params, data, key)
+        x, log_density, scale = self.density(params, data, self.chosen(key))
         y = self.draws if self.draws is not None else self.copies(x, draw_key)  # type: ignore[arg-type]
         logits = self.at(log_density, x, y) - log_density(x)
         return -scale * 2 * jnp.mean(jax.nn.softplus(logits), axis=0), jnp.zeros(()), jnp.zeros(())

@@ -13,9 +13,9 @@ from numpyro import handlers
 
 from . import data_argument
 from .base import Data, Metrics, Params
+from .checks import check_positive
 from .contrastive import ContrastiveDivergence, ContrastiveProblem
 from .frozen import fill
-from .unnormalised import check_positive
 
 
 @dataclass(frozen=True, init=False)
@@ -109,10 +109,11 @@ class RecoveryProblem(ContrastiveProblem):
         known = {} if level is None else {level: s.reshape(self.units_shape)}
         return {**data, self.argument: x.reshape(jnp.shape(data[self.argument])), **known}
 
-    def noisy(self, data: Data, key: Array) -> tuple[Data, Array, Array, Array, Array]:
-        """Data at levels of their own, and of a batch of them x_{t+1}, its noise and that of x_t ``(n, D)``, and the
-        key that chose the batch."""
+    def noisy(self, data: Data, key: Array) -> tuple[Data, Array, Array, Array, Array | None]:
+        """Data at levels of their own, and of a batch of them x_{t+1}, its noise and that of x_t ``(n, D)``, and which
+        they are."""
         batch_key, level_key, noise_key, next_key = random.split(key, 4)
+        batch = self.chosen(batch_key)
         ladder, (n, _) = self.ladder, self.flat_shape
         # stratified: as many units at one level as at another
         t = (random.randint(level_key, (), 0, len(ladder) - 1) + jnp.arange(n)) % (len(ladder) - 1)
@@ -122,21 +123,21 @@ class RecoveryProblem(ContrastiveProblem):
         # outside of the support there is no energy to learn from: there the datum stays as it is
         x = jnp.where(self.inside(x)[:, None], x, clean)
 
-        def batch(values: Array) -> Array:
-            return self.placed(self.at_level(data, jnp.broadcast_to(values[:, None], x.shape), low), batch_key)[0]
+        def of_batch(values: Array) -> Array:
+            return self.placed(self.at_level(data, jnp.broadcast_to(values[:, None], x.shape), low), batch)[0]
 
         moved = self.at_level(data, x, low)
-        rows, sd, s = self.placed(moved, batch_key)[0], batch(jnp.sqrt(high**2 - low**2)), batch(low)
-        return moved, rows + sd * random.normal(next_key, rows.shape, rows.dtype), sd, s, batch_key
+        rows, sd, s = self.placed(moved, batch)[0], of_batch(jnp.sqrt(high**2 - low**2)), of_batch(low)
+        return moved, rows + sd * random.normal(next_key, rows.shape, rows.dtype), sd, s, batch
 
-    def start(self, params: Params, data: Data, x: Array, batch_key: Array | None) -> Array:
+    def start(self, params: Params, data: Data, x: Array, batch: Array | None) -> Array:
         """The value of the initializer at x ``(n, D)``.
 
         Raises:
             ValueError: no such site, or one of another shape.
         """
         name = self.options.initializer  # type: ignore[attr-defined]
-        moved, context = self.placed(data, batch_key)[1](x)
+        moved, context = self.placed(data, batch)[1](x)
         values = self._values(params, {}, data_argument._first_combination(self))
         with context:
             tr = handlers.trace(handlers.substitute(self._prepared(), substitute_fn=values)).get_trace(**moved)
@@ -151,17 +152,17 @@ class RecoveryProblem(ContrastiveProblem):
 
     def recovered(
         self, params: Params, memory: Any, rng_key: Array, data: Data, x_next: Array, sd: Array, s: Array,
-        batch_key: Array | None,
+        batch: Array | None,
     ) -> Any:  # fmt: skip
         """The memory with the ends of chains of p(x_t | x_{t+1}), x_t at the level of `data`."""
         options: Any = self.options
         start_key, walk_key = random.split(rng_key)
-        x, log_density, _ = self.density(params, data, batch_key)
+        x, log_density, _ = self.density(params, data, batch)
         width = 1 / jnp.sqrt(1 / sd**2 + 1 / (self.spread**2 + s**2))  # of p(x_t | x_{t+1}), were x Gaussian
         start = x_next
         if options.initializer is not None:
             noise = random.normal(start_key, x.shape, x.dtype)
-            start = self.start(params, data, x_next, batch_key) + width * noise
+            start = self.start(params, data, x_next, batch) + width * noise
         start = jnp.where(self.inside(start)[:, None], start, x)
         density = self.chain_density(log_density, x)
         tilted = lambda y: density(y) - 0.5 * jnp.sum(((x_next - y) / sd) ** 2, axis=1)  # noqa: E731
@@ -169,16 +170,16 @@ class RecoveryProblem(ContrastiveProblem):
 
     def refresh(self, memory: Any, params: Params, rng_key: Array) -> Any:
         noise_key, chain_key = random.split(rng_key)
-        data, x_next, sd, s, batch_key = self.noisy(self.data, noise_key)
-        return self.recovered(params, memory, chain_key, data, x_next, sd, s, batch_key) | {"key": noise_key}
+        data, x_next, sd, s, batch = self.noisy(self.data, noise_key)
+        return self.recovered(params, memory, chain_key, data, x_next, sd, s, batch) | {"key": noise_key}
 
     def loss(self, params: Params, rng_key: Array, data: Data) -> tuple[Array, Metrics]:
-        moved, x_next, sd, _, batch_key = self.noisy(data, self.memory["key"])
-        x, log_density, scale = self.density(params, moved, batch_key)
+        moved, x_next, sd, _, batch = self.noisy(data, self.memory["key"])
+        x, log_density, scale = self.density(params, moved, batch)
         y = lax.stop_gradient(self.memory["x"])
         losses = log_density(y) - log_density(x)
         if self.options.initializer is not None:  # type: ignore[attr-defined]
-            gap = (y - self.start(params, moved, x_next, batch_key)) / sd
+            gap = (y - self.start(params, moved, x_next, batch)) / sd
             losses = losses + 0.5 * jnp.sum(gap**2, axis=1)
         value = scale * jnp.sum(self.weights * losses)
         if self.penalties is not None:

@@ -18,6 +18,7 @@ from numpyro.primitives import Messenger
 
 from . import data_argument, domains, sliced, tails
 from .base import Data, Params
+from .checks import check_count, check_positive
 from .frozen import fill
 from .guided import full_plates
 from .likelihood import MLE, LikelihoodProblem
@@ -88,17 +89,13 @@ class ScoreMatching(MLE):
         super().__post_init__()
         if self.variant not in VARIANTS:
             raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {self.variant!r}")
-        if isinstance(self.sigma, bool) or not (np.isfinite(self.sigma) and self.sigma > 0):
-            raise ValueError(f"sigma, the noise scale, must be positive, got {self.sigma!r}")
-        count = self.num_directions
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"num_directions must be a positive integer, got {count!r}")
+        check_positive("sigma, the noise scale,", self.sigma)
+        check_count("num_directions", self.num_directions)
         if self.redraw and self.variant == "explicit":
             raise ValueError('redraw=True is for the variants that draw: "sliced" and "denoising"')
         if not callable(self.domain) and self.domain not in domains.DOMAINS:
             raise ValueError(f"domain must be one of {', '.join(domains.DOMAINS)} or a function, got {self.domain!r}")
-        if not self.tempered > 0:
-            raise ValueError(f"tempered must be positive, got {self.tempered!r}")
+        check_positive("tempered", self.tempered)
         check_options(self, self.valid_covariances)
 
     def problem(self, rng_key: Array, model: Callable, guide: Callable | None, data: Data) -> ScoreMatchingProblem:
@@ -232,12 +229,12 @@ class PointwiseProblem(LikelihoodProblem):
         units = 1 if self.plate else len(self.roles.unit_shape)
         return int(np.prod(shape[:units])), int(np.prod(shape[units:]))
 
-    def density(self, params: Params, data: Data, key: Array | None = None) -> tuple[Array, Callable, float]:
+    def density(self, params: Params, data: Data, batch: Array | None = None) -> tuple[Array, Callable, float]:
         """Data of the units ``(n, D)``, their log-density as a function of that, ``(n, D) -> (n,)``, and its scale.
 
-        With a key and a subsampled plate: of one batch, each unit of which stands for `scale` of them.
+        With a `batch`, see `chosen`: of its units alone, each of which stands for `scale` of them.
         """
-        rows, placed, scale = self.placed(data, key)
+        rows, placed, scale = self.placed(data, batch)
 
         def log_density(x: Array) -> Array:
             moved, context = placed(x)
@@ -255,32 +252,33 @@ class PointwiseProblem(LikelihoodProblem):
         """Whether the tails have no normaliser."""
         return [] if self.has_normaliser else tails.complaint(float(_share_without_decay(self, params)))
 
-    def placed(self, data: Data, key: Array | None = None) -> tuple[Array, Callable, float]:
+    def placed(self, data: Data, batch: Array | None = None) -> tuple[Array, Callable, float]:
         """As `density`, with a function that puts other x in the place of the data: the new data, and a context in
         which the model is to run on them."""
         own = data[self.argument]
         shape = jnp.shape(own)
-        if self.plate is None or key is None:
+        if self.plate is None or batch is None:
             whole = lambda: nullcontext() if self.plate is None else full_plates()  # noqa: E731
             return (
                 own.reshape(self.flat_shape),
                 lambda x: ({**data, self.argument: x.reshape(shape)}, whole()),
                 1.0,
             )
-        name, size, batch = self.plate
-        indices = self.chosen(key)
+        name, size, count = self.plate
 
         def of_batch(x: Array) -> tuple[Data, Any]:
-            moved = own.at[indices].set(x.reshape(batch, *shape[1:]))
-            return {**data, self.argument: moved}, batch_of(name, indices)
+            moved = own.at[batch].set(x.reshape(count, *shape[1:]))
+            return {**data, self.argument: moved}, batch_of(name, batch)
 
-        return own[indices].reshape(batch, -1), of_batch, size / batch
+        return own[batch].reshape(count, -1), of_batch, size / count
 
-    def chosen(self, key: Array) -> Array:
-        """Indices of the units of a batch."""
-        assert self.plate is not None
-        _, size, batch = self.plate
-        return random.choice(key, size, (batch,), replace=False)
+    def chosen(self, key: Array | None) -> Array | None:
+        """Indices of the units of a batch; None for all of them. A shuffle of all units, so draw it once and hand it
+        on."""
+        if self.plate is None or key is None:
+            return None
+        _, size, count = self.plate
+        return random.choice(key, size, (count,), replace=False)
 
     def log_prior(self, params: Params, data: Data) -> Array:
         return LikelihoodProblem.terms(self, params, data)[2]
@@ -317,18 +315,19 @@ class ScoreMatchingProblem(PointwiseProblem):
         key = draw_key = None
         if rng_key is not None:
             key, draw_key = random.split(rng_key)
-        x, log_density, scale = self.density(params, data, key)
+        batch = self.chosen(key)
+        x, log_density, scale = self.density(params, data, batch)
         draws = self.draws
         if draws is None and draw_key is not None:
             draws = self.draw(draw_key, x.shape)
-        elif draws is not None and self.plate and key is not None:
-            draws = draws[:, self.chosen(key)]
+        elif draws is not None and batch is not None:
+            draws = draws[:, batch]
         variant = self.options.variant  # type: ignore[attr-defined]
         if variant == "denoising":
             value = self._denoising(log_density, x, draws)
         elif variant == "sliced" and draw_key is not None and self.domain.kind == "real":  # type: ignore[union-attr]
             # a stochastic loss takes gradients only; an exact one takes second derivatives too
-            value = sliced.objective(params, Partial(_log_density, self, data, key), x, draws)
+            value = sliced.objective(params, Partial(_log_density, self, data, batch), x, draws)
         else:
             value = self._implicit(log_density, x, None if variant == "explicit" else draws)
         prior = self.log_prior(params, data) if self.options.has_prior else jnp.zeros(())
@@ -376,8 +375,8 @@ def denoising(score: Callable, x: Array, noise: Array, sigma: float) -> Array:
     return sum((one(e) for e in noise), jnp.zeros(())) / len(noise)
 
 
-def _log_density(problem: PointwiseProblem, data: Data, key: Array | None, params: Params, x: Array) -> Array:
-    return problem.density(params, data, key)[1](x)
+def _log_density(problem: PointwiseProblem, data: Data, batch: Array | None, params: Params, x: Array) -> Array:
+    return problem.density(params, data, batch)[1](x)
 
 
 @eqx.filter_jit
@@ -392,7 +391,7 @@ def _probe(problem: ScoreMatchingProblem) -> tuple[Array, Array, Array, Array]:
     whether one unit's log-density depends on the data of another."""
     keys = iter(random.split(random.key(1), 2 + len(jax.tree.leaves(problem.params))))
     params = jax.tree.map(lambda p: p + 0.3 * random.normal(next(keys), p.shape, p.dtype), problem.params)
-    x, log_density, _ = problem.density(params, problem.data, next(keys) if problem.plate else None)
+    x, log_density, _ = problem.density(params, problem.data, problem.chosen(next(keys)))
     v = random.normal(next(keys), x.shape, x.dtype)
     s, ds = jax.jvp(lambda x: problem.score(log_density, x), (x,), (v,))
     if x.shape[0] > 1:

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax, random
 
+from .checks import check_positive
 from .denoising import DenoisingScoreMatching
-from .unnormalised import check_positive
 
 
 def sure(denoiser: Callable[[Array], Array], y: Array, noise_sd: float, rng_key: Array, event_dim: int = 1) -> Array:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .unnormalised import check_count, check_positive
+from .checks import check_count, check_positive
 
 Score = Callable[[Array], Array]
 

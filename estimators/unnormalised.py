@@ -68,15 +68,6 @@ class Unnormalised(MLE):
         return problem, support
 
 
-def check_count(name: str, value: Any) -> None:
-    """
-    Raises:
-        ValueError: not a positive integer.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")
-
-
 def check_smooth(estimator: MLE) -> None:
     """
     Raises:
@@ -87,15 +78,6 @@ def check_smooth(estimator: MLE) -> None:
             f"{type(estimator).__name__} has no exact loss, which l1, group, fused and nonnegative need: NCE and "
             "ScoreMatching have one"
         )
-
-
-def check_positive(name: str, value: Any) -> None:
-    """
-    Raises:
-        ValueError: not a positive number.
-    """
-    if isinstance(value, bool) or not (np.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be positive, got {value!r}")
 
 
 class UnnormalisedProblem(PointwiseProblem):

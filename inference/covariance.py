@@ -107,12 +107,16 @@ def compute(result: FitResult, kind: Any = None, *, num_replicates: int = NUM_RE
         ValueError: an unknown kind, one that needs independent units where the model has none, or cluster ids that are
             not one a unit, missing, or all the same.
         TypeError: the estimator has no exact loss to differentiate.
+
+    Clusters no more than parameters are no error, but a note: the covariance is singular.
     """
     problem, params = result.problem, result.unconstrained
     drawn = hasattr(problem, "information")  # a loss over draws: its curvature is known only by more of them
     if not problem.deterministic and not drawn:
         raise TypeError(
-            f"{type(result.estimator).__name__} has no exact loss: standard errors come from its posterior (summary)"
+            f"{type(result.estimator).__name__} has no exact loss: "
+            + ("fits of several seeds show" if result.is_point else "its posterior (summary) shows")
+            + " how far to trust it"
         )
     if problem.nonsmooth:
         raise ValueError(

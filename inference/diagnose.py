@@ -102,9 +102,15 @@ def diagnose_point(result: FitResult) -> PointDiagnosis:
         advice.append("the loss has kinks: no standard errors; judge the strength of penalties by estimax.penalty_path")
     elif result.problem.deterministic:
         advice.append("the objective is no likelihood: its curvature gives no standard errors")
+    elif not result.problem.loss_tells:
+        advice.append(
+            "only the gradient of this loss means something, not its values: whether it has converged shows in fits of "
+            "several seeds, and of more steps (result.resume(num_steps))"
+        )
     else:
         advice.append("the loss is stochastic: no curvature to judge by; compare fits of several seeds")
-    if not result.problem.deterministic and loss_drift(result.losses) < -3:
+    falls = not result.problem.deterministic and result.problem.loss_tells and loss_drift(result.losses) < -3
+    if falls:
         verdict = "do not use"
         advice.append("the loss was still falling at the end: take more steps (result.resume(num_steps))")
     with result.precision():

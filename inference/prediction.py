@@ -203,6 +203,11 @@ def _draws(result: FitResult, data: dict[str, Any], num_samples: int, seed: int)
     first = {n: v[0] for n, v in draws.items()}
     theta = {n: v for n, v in result.params.items() if n not in draws}
     sites = predictive.describe(result.model, theta, first, data)
+    if not any(s.kind == "observed" for s in sites):
+        raise ValueError(
+            "predict draws what the model observes, and it observes nothing: it adds its log-density by "
+            "numpyro.factor, which draws need a Markov chain of (NUTS, say)"
+        )
     latent = {s.name for s in sites if s.kind == "latent"} | set(theta)
     missing = [s.name for s in sites if s.kind == "latent" and s.name not in draws]
     if missing:

@@ -126,6 +126,14 @@ class FitResult:
             raise ValueError(f"{type(self.estimator).__name__} leaves no posterior to draw from")
         return posterior if posterior.double else in_session_precision(posterior)
 
+    @property
+    def has_draws(self) -> bool:
+        """Whether `sample` has something to draw from: a posterior, or functions at fitted hyper-parameters."""
+        found: list[bool] = []
+        with self.precision():  # traced: a whole posterior factorises matrices
+            jax.eval_shape(lambda: found.append(self.problem.posterior(self.unconstrained) is not None))
+        return found[0]
+
     def precision(self) -> Any:
         """Context in which this fit was made: exact losses are solved in double precision."""
         return _precision_of(self.unconstrained)

@@ -72,6 +72,8 @@ def save(result: FitResult, path: str | Path, num_samples: int, seed: int) -> No
         arrays[f"initial/{i}"] = np.asarray(leaf)
     for i, leaf in enumerate(jax.tree.leaves(result.problem.memory)):
         arrays[f"memory/{i}"] = np.asarray(random.key_data(leaf) if _is_key(leaf) else leaf)
+    if _drawn_once(result.problem):
+        arrays["draws"] = np.asarray(result.problem.draws)  # type: ignore[attr-defined]
     data = _pack(result.problem.data, "data", arrays)
     with result.precision():
         sites = _site_shapes(result.problem, result.unconstrained)
@@ -118,7 +120,8 @@ def load(path: str | Path, model: Callable, *, guide: Any = None, estimator: Est
     Args:
         model: the model that was fitted; files hold no code.
         guide: needed where the fit had a guide function or instance of the user's.
-        estimator: needed where the fit had an estimator from outside `estimax.estimators`.
+        estimator: needed where the fit had an estimator from outside `estimax.estimators`, or one that holds a
+            function, a distribution or another fit.
 
     Raises:
         FileNotFoundError: no such file.
@@ -140,7 +143,10 @@ def load(path: str | Path, model: Callable, *, guide: Any = None, estimator: Est
     theta = check_model(model, data)
     if estimator is None:
         if meta["estimator"] is None:
-            raise ValueError(f"the fit used {meta['estimator_repr']}, which is not estimax's own: give estimator=")
+            raise ValueError(
+                f"the fit used {meta['estimator_repr']}, and files hold no code and no distributions: give the same "
+                "again, load(path, model, estimator=...)"
+            )
         estimator = decode(meta["estimator"])
     start = None
     if meta["start"] is not None:
@@ -159,6 +165,8 @@ def _restored(path: Path, meta: dict, arrays: dict, problem: Problem, estimator:
               data: dict, guide: Any, start: Start | None) -> FitResult:  # fmt: skip
     unconstrained, initial = _leaves(arrays, "param/", problem.params), _leaves(arrays, "initial/", problem.params)
     problem = dataclasses.replace(problem, params=initial)  # type: ignore[type-var]
+    if _drawn_once(problem) and "draws" in arrays:  # files of before have none
+        problem = dataclasses.replace(problem, draws=jax.numpy.asarray(arrays["draws"]))  # type: ignore[type-var, call-arg]
     if problem.memory is not None:
         plain = jax.tree.map(lambda x: random.key_data(x) if _is_key(x) else x, problem.memory)
         saved = _leaves(arrays, "memory/", plain)
@@ -185,6 +193,11 @@ def _restored(path: Path, meta: dict, arrays: dict, problem: Problem, estimator:
         problem=problem,
         unconstrained=unconstrained,
     )
+
+
+def _drawn_once(problem: Problem) -> bool:
+    """Whether the loss has noise or directions that were drawn once and belong to the units of the data."""
+    return isinstance(getattr(problem, "draws", None), jax.Array)
 
 
 def _is_key(leaf: Any) -> bool:

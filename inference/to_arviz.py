@@ -98,9 +98,8 @@ def _function_groups(
     result: FitResult, num_samples: int, seed: int, posterior: dict[str, Any], observed: set[str]
 ) -> dict[str, dict[str, Any]]:
     """Draws of functions at the fitted hyper-parameters, and what they say of the data."""
-    with result.precision():
-        if result.problem.posterior(result.unconstrained) is None:  # too many rows for joint draws
-            return {}
+    if not result.has_draws:  # too many rows for joint draws
+        return {}
     functions = result.sample(num_samples, seed=seed)
     predicted = result.predict(result.data).sample(num_samples, seed=seed)
     return {

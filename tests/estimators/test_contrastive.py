@@ -12,6 +12,7 @@ from jax import random
 
 import estimax
 from estimax.estimators import NCE, ContrastiveDivergence, ScoreMatching, UnbiasedCD, moves
+from estimax.inference.diagnose import loss_drift
 from estimax.models import ising
 
 SPINS = ising.spins(4)
@@ -248,6 +249,31 @@ def test_chains_that_run_away_are_named():
         endless, ContrastiveDivergence(10, persistent=True), {"x": x}, num_steps=300, progress_bar=False
     )
     assert any("partition function diverges" in line for line in result.diagnose().advice)
+
+
+def test_its_loss_is_not_taken_for_a_measure_of_the_fit():
+    """Data and chains rise and fall together: a falling loss is no fault, and chooses no restart."""
+    x, options = np.linspace(-1, 1, 50), {"num_steps": 5, "progress_bar": False}
+    estimator = ContrastiveDivergence(persistent=True)
+    result = estimax.fit(normal, estimator, {"x": x}, **options)
+    fallen = replace(result, losses=np.linspace(1, 0, 1000))
+    assert loss_drift(fallen.losses) < -3
+    found = fallen.diagnose()
+    assert found.verdict == "good"
+    assert "not its values" in found.advice[0]
+    with pytest.raises(ValueError, match="num_restarts=3 takes the run of lowest loss.*mean nothing"):
+        estimax.fit(normal, estimator, {"x": x}, num_restarts=3, **options)
+    with pytest.raises(TypeError, match="no exact loss: fits of several seeds"):
+        result.confint()
+    with pytest.raises(ValueError, match="it observes nothing: it adds its log-density by"):
+        result.predict({"x": x})
+
+
+def test_chains_that_do_not_meet_are_named():
+    x = np.linspace(-1, 1, 20)
+    result = estimax.fit(normal, UnbiasedCD(most_steps=2), {"x": x}, num_steps=5, progress_bar=False)
+    assert result.metrics["unmet"][-1] > 0
+    assert any("had not met after most_steps=2" in line for line in result.diagnose().advice)
 
 
 @pytest.mark.parametrize(

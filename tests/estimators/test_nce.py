@@ -137,6 +137,18 @@ def test_noise_that_is_fitted(sample):
         assert abs(table.loc["log_z", "estimate"] - exact) < 4 * table.loc["log_z", "std_err"]
 
 
+def test_a_file_holds_no_noise(sample, tmp_path):
+    """A distribution is not written: what is missing is named, and with it the fit is the same."""
+    estimator = NCE(dist.Normal(0.5, 1.5), 5)
+    result = fit(gaussian, estimator, sample)
+    result.save(tmp_path / "fit.nc")
+    with pytest.raises(ValueError, match=r"no distributions: give the same again, load\(path, model, estimator="):
+        estimax.load(tmp_path / "fit.nc", gaussian)
+    again = estimax.load(tmp_path / "fit.nc", gaussian, estimator=estimator)
+    np.testing.assert_allclose(again.summary()["std_err"], result.summary()["std_err"], rtol=1e-6)  # of the same draws
+    assert again.params == result.params
+
+
 def test_the_constant_is_learned_or_not(sample):
     def normal(x):
         with numpyro.plate("data", x.shape[0]):

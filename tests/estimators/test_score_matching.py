@@ -170,6 +170,8 @@ def test_hyvarinens_nonnegative_form():
     # its sandwich by hand: scores −2x_i + λ x_i², curvature Σ x_i²
     scores = -2 * x + result.params["rate"] * x**2
     np.testing.assert_allclose(result.summary()["std_err"], np.sqrt(np.sum(scores**2)) / np.sum(x**2), rtol=1e-9)
+    with pytest.raises(ValueError, match=r"function to \(3,\): of one unit's x, \(1,\), it must give"):
+        fit(model, ScoreMatching(domain=lambda row: jnp.ones(3)), x)
     with pytest.raises(ValueError, match=r"data\['x'\]\[7\] is -1.0, outside of the domain"):
         fit(model, ScoreMatching(domain="nonnegative"), np.r_[x[:7], -1.0, x[7:]])
 
@@ -344,6 +346,7 @@ def test_the_loss_is_not_taken_for_a_likelihood(cloud):
         ({"variant": "implicit"}, "variant must be one of explicit, sliced, denoising"),
         ({"sigma": 0.0}, "sigma, the noise scale, must be positive, got 0.0"),
         ({"sigma": -1.0}, "must be positive, got -1.0"),
+        ({"sigma": "small"}, "must be positive, got 'small'"),
         ({"num_directions": 0}, "num_directions must be a positive integer"),
         ({"redraw": True}, "redraw=True is for"),
         ({"domain": "half"}, "domain must be one of"),

@@ -203,7 +203,7 @@ class Mine(ELBO):
 def test_estimator_from_outside(tmp_path):
     result = fit(model, Mine(4), DATA, guide=guide, num_steps=5, progress_bar=False)
     result.save(tmp_path / "fit.nc", num_samples=20)
-    with pytest.raises(ValueError, match=r"Mine.*give estimator="):
+    with pytest.raises(ValueError, match=r"Mine.*estimator="):
         load(tmp_path / "fit.nc", model, guide=guide)
     equal(result, load(tmp_path / "fit.nc", model, guide=guide, estimator=Mine(4)))
 
