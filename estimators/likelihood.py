@@ -160,12 +160,10 @@ class MLE(Estimator):
             raise ValueError(f"num_nodes must be an integer from 1 to 100, got {self.num_nodes!r}")
         if self.weights is not None and not isinstance(self.weights, Frozen):
             put("weights", Frozen(_checked_weights(self.weights)))
-        if not self.data_noise >= 0:
-            raise ValueError(f"data_noise must not be negative, got {self.data_noise!r}")
-        if not 0 <= self.mollify <= 1:
-            raise ValueError(f"mollify is a share of noise from 0 to 1, got {self.mollify!r}")
-        if not self.mollify_steps >= 1:
-            raise ValueError(f"mollify_steps must be at least 1, got {self.mollify_steps!r}")
+        check_number("robust", self.robust, 0)
+        check_number("data_noise", self.data_noise, 0)
+        check_number("mollify", self.mollify, 0, 1)
+        check_number("mollify_steps", self.mollify_steps, 1)
         for kind, value in self.penalties.items():
             put(kind, penalties.freeze(kind, value))
         put("nonnegative", penalties.as_names(self.nonnegative))
@@ -185,8 +183,22 @@ class MLE(Estimator):
         return LikelihoodProblem.create(self, rng_key, model, data)
 
 
+def check_number(name: str, value: Any, low: float, high: float = np.inf) -> None:
+    """
+    Raises:
+        ValueError: not a finite number from `low` to `high`.
+    """
+    number = not isinstance(value, bool) and isinstance(value, (int, float, np.number))
+    if not (number and np.isfinite(value) and low <= value <= high):
+        limits = f"of at least {low}" if high == np.inf else f"from {low} to {high}"
+        raise ValueError(f"{name} must be a finite number {limits}, got {value!r}")
+
+
 def _checked_weights(weights: Any) -> np.ndarray:
-    weights = np.asarray(weights, np.float64)
+    try:
+        weights = np.asarray(weights, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"weights must be numbers, one a unit, shape (n,), got {str(weights)[:60]!r}") from None
     if weights.ndim != 1:
         raise ValueError(f"weights must be one a unit, shape (n,), got shape {weights.shape}")
     bad = ~(np.isfinite(weights) & (weights >= 0))
@@ -214,6 +226,7 @@ class MAP(MLE):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_number("tempered", self.tempered, 0)
         if not self.tempered > 0:
             raise ValueError(f"tempered must be positive, got {self.tempered!r}")
 
@@ -509,9 +522,7 @@ class LikelihoodProblem(Problem):
 
     def unconstrain(self, values: Mapping[str, Any]) -> Params:
         out = {}
-        given = {
-            n: jax.tree.map(jnp.asarray, v) if isinstance(v, Mapping) else jnp.asarray(v) for n, v in values.items()
-        }
+        given = {n: _as_value(n, v) for n, v in values.items()}
         extra = {s.name: jnp.zeros(s.shape) for s in self.roles.integrated}
         combination = combinations(self.roles)[0] if self.roles.enumerated else None
         others = self._values(self.params, extra, combination)
@@ -557,10 +568,24 @@ class LikelihoodProblem(Problem):
                     return f"parameter {name!r} is not finite"
             extra = {s.name: jnp.zeros(s.shape) for s in self.roles.integrated}
             combination = combinations(self.roles)[0] if self.roles.enumerated else None
-            for name, log_prob in self._log_probs(params, data, None, extra, combination)[0].items():
+            log_probs, tr = self._log_probs(params, data, None, extra, combination)
+            for name, log_prob in log_probs.items():
+                inside = tr[name]["fn"].support(tr[name]["value"]) if tr[name]["is_observed"] else True
+                if not np.all(inside):
+                    index = tuple(np.argwhere(~np.broadcast_to(inside, np.shape(inside)))[0])
+                    value = np.asarray(tr[name]["value"])[index]
+                    return f"site {name!r} observes {value} at {list(map(int, index))}, outside of its support"
                 if not bool(jnp.all(jnp.isfinite(log_prob))):
                     return f"the log-density of site {name!r} is not finite: is its value outside the support?"
         return "a gradient is not finite although every site's log-density is (a square root or logarithm at zero?)"
+
+
+def _as_value(name: str, value: Any) -> Any:
+    """A starting value as an array, or a mapping of them."""
+    try:
+        return jax.tree.map(jnp.asarray, value) if isinstance(value, Mapping) else jnp.asarray(np.asarray(value, float))
+    except (TypeError, ValueError):
+        raise ValueError(f"start[{name!r}] must be an array of numbers, got {value!r}") from None
 
 
 @eqx.filter_jit

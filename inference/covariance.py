@@ -7,6 +7,7 @@ Nonstandard Conditions), with scores summed in a cluster first where there are c
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 SINGULAR = 1e-11
 """Smallest eigenvalue of the scaled Hessian, relative to the largest, that counts as identified in double precision."""
 NUM_REPLICATES = 1000
+CONVERGED = 1e-3
+"""Decrement of the loss, in standard errors, above which it still falls because the fit has not ended."""
 REGULAR = 10.0
 """Most by which variances of refits may differ from those of the curvature for both to speak of the same maximum."""
 
@@ -142,10 +145,10 @@ def compute(result: FitResult, kind: Any = None, *, num_replicates: int = NUM_RE
         if ("information", seed) not in result._cache:
             result._cache["information", seed] = _information(problem, params, random.key(seed))
         hessian, scores = (np.asarray(x, np.float64) for x in result._cache["information", seed])
-    elif "hessian" in result._cache:
-        hessian = result._cache["hessian"]
     else:
-        hessian = np.asarray(_parts(problem, params)[1])
+        if "derivatives" not in result._cache:
+            result._cache["derivatives"] = tuple(np.asarray(x) for x in _parts(problem, params))
+        gradient, hessian = result._cache["derivatives"]
     notes: list[str] = []
     inverse, condition, unidentified = _inverse(hessian, names_of(params), notes)
     replicates = None
@@ -167,10 +170,20 @@ def compute(result: FitResult, kind: Any = None, *, num_replicates: int = NUM_RE
             raise ValueError(
                 f"cluster ids has length {len(kind[1].values)}, the model has {len(scores)} independent units"  # type: ignore[arg-type]
             )
-        summed = np.zeros((kind[1].values.astype(int).max() + 1, scores.shape[1]))  # type: ignore[union-attr]
+        clusters, size = kind[1].values.astype(int).max() + 1, scores.shape[1]  # type: ignore[union-attr]
+        if clusters <= size:
+            notes.append(
+                f"{clusters} clusters for {size} parameters: scores add up to zero, so the covariance has rank "
+                f"{clusters - 1} at most, and some combination of the estimates seems to have no error. Standard "
+                "errors from so few clusters are too small: take ids of more clusters, or put effects of clusters into "
+                "the model"
+            )
+        summed = np.zeros((clusters, size))
         np.add.at(summed, kind[1].values.astype(int), scores)  # type: ignore[arg-type]
         matrix = inverse @ (summed.T @ summed) @ inverse
     else:
+        if not np.isfinite(hessian).all():
+            raise ValueError(f'covariance="{name}" refits from the estimate, where {notes[0]}')
         parametric = name == "parametric_bootstrap"
         refits = bootstrap.refit(problem, params, hessian, num_replicates, seed, parametric=parametric)
         good = np.isfinite(refits.values).all(1) & refits.converged
@@ -198,7 +211,7 @@ def compute(result: FitResult, kind: Any = None, *, num_replicates: int = NUM_RE
     else:
         interior = len(replicates) == num_replicates and not far.any() and _as_curved(matrix, hessian)
     if not drawn and not unidentified.size and not interior:
-        notes += _one_sided(problem, params, hessian)
+        notes += _one_sided(problem, params, gradient, hessian)
     estimate = np.concatenate([np.ravel(x) for x in jax.tree.leaves(result.params)])
     return Covariance(
         kind=name, names=names_of(result.params), estimate=estimate, matrix=constrained, unconstrained=matrix,
@@ -216,6 +229,14 @@ def scores_of(problem: Problem, params: Params) -> np.ndarray | None:
 def _inverse(matrix: np.ndarray | None, names: list[str], notes: list[str]) -> tuple[np.ndarray, float, np.ndarray]:
     """Inverse over the identified directions, condition number, and the directions ``(D, m)`` that are not."""
     assert matrix is not None
+    if not np.isfinite(matrix).all():
+        where = ", ".join(names[i] for i in np.flatnonzero(~np.isfinite(np.diag(matrix)))[:5])
+        notes.append(
+            f"the second derivatives of the loss are not finite at the estimate ({where}), so there are no standard "
+            "errors: a probability may have rounded to 0 or 1, or a scale to 0. Write the model with logits or "
+            "logarithms, or give start= a dict of values nearer to the maximum"
+        )
+        return np.zeros_like(matrix), math.inf, np.eye(len(matrix))
     eigenvalues, vectors, d = curvature.scaled_eigen(matrix)
     top = np.max(np.abs(eigenvalues))
     bad = eigenvalues <= SINGULAR * max(top, 1e-300)
@@ -260,7 +281,7 @@ def _as_curved(matrix: np.ndarray, hessian: np.ndarray) -> bool:
     return bool(ratios[0] > 1 / REGULAR and ratios[-1] < REGULAR)
 
 
-def _one_sided(problem: Any, params: Params, hessian: np.ndarray) -> list[str]:
+def _one_sided(problem: Any, params: Params, gradient: np.ndarray, hessian: np.ndarray) -> list[str]:
     """Name directions in which the likelihood keeps growing: separation, or a parameter at its boundary.
 
     Two standard errors from a maximum the loss is about 2 higher. Where on one side it is not higher at all, the
@@ -271,6 +292,12 @@ def _one_sided(problem: Any, params: Params, hessian: np.ndarray) -> list[str]:
     sds = np.sqrt(np.sum(factor**2, axis=1))
     # along each coordinate with the others following: the tangent of its profile
     directions = ((factor @ factor.T) / np.maximum(sds, 1e-300)).T
+    # and the way that the steps have come and Newton's next would go, which goes on if the maximum is at infinity
+    slope = factor.T @ gradient
+    if np.linalg.norm(slope) < CONVERGED:
+        ways = np.stack([z, -factor @ slope])
+        lengths = np.sqrt(np.einsum("id,de,ie->i", ways, hessian, ways))
+        directions = np.concatenate([directions, ways[lengths > 0] / lengths[lengths > 0, None]])
     steps = np.concatenate([2 * directions, -2 * directions, np.zeros((1, len(z)))])
     rows = curvature.batches(len(steps), problem.batch)
     with numpyro.validation_enabled(False):  # far out a value may round to the end of its support

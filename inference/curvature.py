@@ -70,13 +70,14 @@ def whitening(hessian: Any, floor: float = 1e-12) -> tuple[Any, Any]:
 
 def newton_step(
     f: Loss, z: Array, value: Array, *, max_chords: int = 0, tolerance: float = 1e-7, batch: int | None = None
-) -> tuple[Array, Array, Array, Array]:
+) -> tuple[Array, Array, Array, tuple[Array, Array]]:
     """One Newton step with backtracking, and steps with gradients only after it (a Hessian costs as many gradients as
     there are parameters). Affine-invariant: raw scales do not slow it down. `batch`: rows of the Hessian at once.
 
     Returns:
         The new point and its value; the decrement √(gᵀ|H|⁻¹g) at the old point, its distance from the optimum in
-        standard errors; the Hessian there. Where the decrement is below `tolerance`, chords allowed, it stays there.
+        standard errors; the gradient and the Hessian there. Where the decrement is below `tolerance`, chords allowed,
+        it stays there.
     """
     gradient, hessian = gradient_and_hessian(f, z, batch)
     factor = whitening(hessian)[0]
@@ -103,7 +104,7 @@ def newton_step(
     start = jnp.array(4.0 if max_chords else 2.0, z.dtype), z, jnp.array(jnp.inf, value.dtype)
     _, point, new = lax.while_loop(too_far, shorter, start)
     better = new < value
-    return jnp.where(better, point, z), jnp.where(better, new, value), decrement, hessian
+    return jnp.where(better, point, z), jnp.where(better, new, value), decrement, (gradient, hessian)
 
 
 def newton(f: Loss, z: Array, max_steps: int = 100, tolerance: float = 1e-7) -> tuple[Array, Array, Array]:

@@ -109,7 +109,7 @@ def fit(
         )
     if initial:
         problem = _with_initial(problem, initial)
-    transformation = _optimizer(optimizer, learning_rate, guide, num_steps)
+    transformation = _optimizer(optimizer, learning_rate, guide, num_steps, estimator.exact)
     return _run(problem, transformation, key_init, key_run, num_steps, num_restarts, progress_bar, on_progress,
                 estimator, model, prepared, guide, found, began)  # fmt: skip
 
@@ -322,7 +322,7 @@ def _explain(problem: Problem, final: engine.State, losses: np.ndarray) -> str:
     )
 
 
-def _optimizer(optimizer: Any, learning_rate: float | None, guide: Any, num_steps: int) -> Any:
+def _optimizer(optimizer: Any, learning_rate: float | None, guide: Any, num_steps: int, exact: bool = False) -> Any:
     if optimizer is not None and not isinstance(optimizer, str):
         if learning_rate is not None:
             raise ValueError("learning_rate goes with a named optimizer; yours has its own")
@@ -337,7 +337,8 @@ def _optimizer(optimizer: Any, learning_rate: float | None, guide: Any, num_step
     except (AttributeError, TypeError):  # no such name, or one that wants more than a step size
         made = None
     if not isinstance(made, optax.GradientTransformation):
-        raise ValueError(f"optax has no optimizer {name!r}; {nearest(name, _OPTIMIZERS)}")
+        known = (*solvers.SOLVERS, *_OPTIMIZERS) if exact else _OPTIMIZERS
+        raise ValueError(f"there is no optimizer {name!r}; {nearest(name.lower(), known)}")
     return made
 
 

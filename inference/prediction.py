@@ -75,9 +75,9 @@ class Prediction:
         with result.precision():
             if hasattr(result.problem, "predictive_log_density"):
                 return np.asarray(_log_density(result.problem, result.unconstrained, self.data))
-        draws = _latent_draws(result, QUANTILE_DRAWS, 0)
-        theta = {n: v for n, v in result.params.items() if n not in draws}
-        found = predictive.log_likelihood(result.model, theta, draws, self.data)
+            draws = _latent_draws(result, QUANTILE_DRAWS, 0)
+            theta = {n: v for n, v in result.params.items() if n not in draws}
+            found = predictive.log_likelihood(result.model, theta, draws, self.data)
         total = sum(np.asarray(v, np.float64).reshape(v.shape[0], v.shape[1], -1).sum(-1) for v in found.values())
         return np.logaddexp.reduce(total, 0) - np.log(len(total))
 
@@ -121,7 +121,8 @@ def predict(result: FitResult, new: Any) -> Prediction:
     """See `FitResult.predict`."""
     data = new_rows(result, new)
     if not hasattr(result.problem, "forecast"):
-        draws = _draws(result, data, QUANTILE_DRAWS, 0)
+        with result.precision():
+            draws = _draws(result, data, QUANTILE_DRAWS, 0)
         means = {n: v.mean(0) for n, v in draws.items()}
         variances = {n: v.var(0) for n, v in draws.items()}
         first = next(iter(means))

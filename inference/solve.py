@@ -67,8 +67,9 @@ class Solution(NamedTuple):
     interrupted: bool
     compile_seconds: float
     step_seconds: float
-    hessian: np.ndarray | None
-    """``(starts, D, D)`` of Newton's last step, where that left every starting point where it was: so at `params`."""
+    derivatives: tuple[np.ndarray, np.ndarray] | None
+    """Gradient ``(starts, D)`` and Hessian ``(starts, D, D)`` of Newton's last step, where that left every starting
+    point where it was: so at `params`."""
     measure: str
     """What the last of `gradient_norms` is, in words."""
 
@@ -109,10 +110,10 @@ def rows_at_once(problem: Problem, size: int) -> int | None:
 
 
 @eqx.filter_jit
-def _newton_steps(problem: Problem, z: Array, value: Array) -> tuple[Array, Array, Array, Array]:
+def _newton_steps(problem: Problem, z: Array, value: Array) -> tuple[Array, Array, Array, tuple[Array, Array]]:
     f, batch = objective(problem)[1], rows_at_once(problem, z.shape[1])
 
-    def one(z: Array, value: Array) -> tuple[Array, Array, Array, Array]:
+    def one(z: Array, value: Array) -> tuple[Array, Array, Array, tuple[Array, Array]]:
         return curvature.newton_step(f, z, value, max_chords=MAX_CHORDS, tolerance=TOLERANCE, batch=batch)
 
     return _each(one, z, value)
@@ -330,7 +331,7 @@ def solve(
     allowed = min(max_steps, LBFGS_FIRST) if polish else max_steps
     began = time.perf_counter()
     state: Any = None
-    hessian, moved = None, True
+    derivatives, moved = None, True
     value = jnp.asarray(losses)
     if solver in PROXIMAL:
         z, value = _proximal_values(problem, z)
@@ -348,7 +349,7 @@ def solve(
             while steps < allowed and not converged.all():
                 if solver in ("newton", "proximal_newton"):
                     if solver == "newton":
-                        new, new_value, norm, hessian = _newton_steps(problem, z, value)
+                        new, new_value, norm, derivatives = _newton_steps(problem, z, value)
                         moved = not np.array_equal(new, z)
                     else:
                         new, new_value, norm = _proximal_steps(problem, z, value)
@@ -415,7 +416,7 @@ def solve(
         interrupted=interrupted,
         compile_seconds=compile_seconds,
         step_seconds=time.perf_counter() - began - compile_seconds,
-        hessian=None if moved else np.asarray(hessian),
+        derivatives=None if moved else jax.tree.map(np.asarray, derivatives),
         measure=measure(solver),
     )
     if not polish or interrupted or converged.all() or steps >= max_steps:

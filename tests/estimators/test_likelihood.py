@@ -527,7 +527,11 @@ def test_circle_in_the_plane():
         ({"weights": np.zeros(3)}, "all zero"),
         ({"latents": "all"}, "latents must be"),
         ({"num_nodes": 0}, "num_nodes"),
-        ({"data_noise": -1.0}, "data_noise"),
+        ({"data_noise": -1.0}, "data_noise must be a finite number of at least 0, got -1.0"),
+        ({"data_noise": np.inf}, "data_noise must be a finite number of at least 0, got inf"),
+        ({"robust": "0.1"}, "robust must be a finite number of at least 0, got '0.1'"),
+        ({"robust": np.nan}, "robust must be a finite number of at least 0, got nan"),
+        ({"weights": "equal"}, "weights must be numbers, one a unit, .* got 'equal'"),
     ],
 )
 def test_bad_options(options, message):
@@ -587,6 +591,47 @@ def test_perfect_separation_is_named():
         result.summary()
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("n", "d", "seed"), [(60, 3, 4), (60, 6, 10)])
+def test_separation_by_a_plane_is_named(n, d, seed):
+    """Outcomes that a plane tells apart, by construction; the tangents of the coordinates' profiles leave its side."""
+    rng = np.random.default_rng(seed)
+    x = np.c_[np.ones(n), rng.normal(size=(n, d - 1))]
+    diagnosis = fit(logistic, MLE(), {"x": x, "y": (x @ rng.normal(size=d) > 0).astype(int)}).diagnose()
+    assert "perfect separation" in " ".join(diagnosis.advice)
+    assert diagnosis.verdict == "do not use"
+
+
+@pytest.mark.filterwarnings("ignore:not converged")
+def test_curvature_that_is_not_finite_is_named():
+    """A probit model written with probabilities: far out they round to 1, and derivatives of their logarithms fail."""
+
+    def probit(x, y=None):
+        b = numpyro.sample("b", dist.Normal(0.0, 10.0).expand([2]).to_event(1))
+        with numpyro.plate("data", x.shape[0]):
+            numpyro.sample("y", dist.Bernoulli(probs=jax.scipy.stats.norm.cdf(x @ b)), obs=y)
+
+    x = np.column_stack([np.ones(20), np.arange(20.0) - 9.5])
+    result = fit(probit, MLE(), {"x": x, "y": (np.arange(20) > 9).astype(int)}, start={"b": np.array([0.0, 80.0])})
+    with pytest.warns(RuntimeWarning, match=r"second derivatives .* not finite at the estimate \(b\[0\]"):
+        table = result.summary()
+    assert np.isinf(table["std_err"]).all()
+    assert result.diagnose().verdict == "do not use"
+    with pytest.raises(ValueError, match="refits from the estimate, where the second derivatives"):
+        result.covariance("bootstrap")
+
+
+def test_few_clusters_are_remarked_on(spector_fit):
+    """Four clusters, four parameters: scores of an optimum add up to zero, so three of their sums are free."""
+    with pytest.warns(RuntimeWarning, match="4 clusters for 4 parameters: .* rank 3 at most"):
+        matrix = spector_fit.covariance(("cluster", np.arange(32) % 4)).unconstrained
+    assert np.linalg.matrix_rank(matrix, tol=1e-9 * np.abs(matrix).max()) == 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        matrix = spector_fit.covariance(("cluster", np.arange(32) % 5)).unconstrained
+    assert np.linalg.matrix_rank(matrix, tol=1e-9 * np.abs(matrix).max()) == 4
+
+
 @pytest.mark.long
 def test_boundary_estimate_is_named():
     model = estimax.models.get("eight_schools")
@@ -613,8 +658,13 @@ def test_nothing_to_estimate_and_infeasible_starts(spector):
         mu = numpyro.param("mu", 0.0)
         numpyro.sample("y", dist.LogNormal(mu, 1.0), obs=y)
 
-    with pytest.raises(FloatingPointError, match="site 'y'"):
+    with pytest.raises(FloatingPointError, match=r"site 'y' observes -1.0 at \[1\], outside of its support"):
         fit(impossible, MLE(), {"y": np.array([1.0, -1.0])})
+    for value, shown in (("a", "'a'"), ([[1.0], [2.0, 3.0]], r"\[\[1.0\], \[2.0, 3.0\]\]")):
+        with pytest.raises(ValueError, match=rf"start\['sigma'\] must be an array of numbers, got {shown}"):
+            fit(linear, MLE(), spector, start={"sigma": value})
+    with pytest.raises(ValueError, match="there is no optimizer 'L-BFGS'; did you mean 'lbfgs'"):
+        fit(linear, MLE(), spector, optimizer="L-BFGS")
 
 
 def test_enumeration_too_large():

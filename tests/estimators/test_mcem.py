@@ -180,5 +180,5 @@ def test_errors():
         estimax.fit(plain, MCEM(), {"y": Y})
     with pytest.raises(ValueError, match="kernel must be one of mala, random_walk, got 'hmc'"):
         MCEM(kernel="hmc")
-    with pytest.raises(ValueError, match="mollify is a share of noise from 0 to 1, got 2"):
+    with pytest.raises(ValueError, match="mollify must be a finite number from 0 to 1, got 2"):
         MLE(mollify=2)
