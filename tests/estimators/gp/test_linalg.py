@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from tinygp import kernels, transforms
 
+from estimax.estimators import GPEvidence
 from estimax.estimators.gp import linalg, view
 from estimax.estimators.gp.distance import Euclidean, quick
+
+from .conftest import latent_model, pose
 
 pytestmark = pytest.mark.usefixtures("x64_module")
 
@@ -18,6 +21,22 @@ def test_inverse_by_halves_equals_numpy():
     matrix = np.exp(-np.abs(points[:, None] - points)) + 0.1 * np.eye(n)
     found = jax.jit(linalg.inverse)(jnp.asarray(matrix))
     np.testing.assert_allclose(found, np.linalg.inv(matrix), atol=1e-11)
+
+
+def test_value_and_gradient_hold_little_more_than_three_matrices():
+    """By what XLA says that its program takes besides its arguments."""
+    n = 1000
+    data = {"X": np.linspace(0, 20, n), "y": np.zeros(n)}
+    problem = pose(GPEvidence(), latent_model, data)
+    step = jax.jit(jax.value_and_grad(lambda p: problem.loss(p, None, problem.data)[0]))
+    found = step.lower(problem.params).compile().memory_analysis()
+    assert (found.temp_size_in_bytes + found.output_size_in_bytes) / 8 / n**2 < 3.2
+
+
+def test_factor_has_zeros_above_its_diagonal_and_a_matrix_without_one_is_nan():
+    matrix = np.exp(-np.abs(np.subtract.outer(np.arange(5.0), np.arange(5.0))))
+    np.testing.assert_allclose(linalg.jittered_cholesky(jnp.asarray(matrix))[0], np.linalg.cholesky(matrix), atol=1e-15)
+    assert np.isnan(linalg.log_normal(-jnp.eye(4), jnp.ones(4)))
 
 
 def test_kernel_matrix_in_blocks_equals_the_whole_and_so_does_its_derivative():
