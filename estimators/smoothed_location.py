@@ -45,6 +45,8 @@ class SmoothedLocation(MLE):
     radius: float = 1.0
     perturb: bool = True
     num_quadrature: int = 1000
+    valid_covariances = ("observed", "opg", "sandwich", "bootstrap")
+    """Not of data simulated from the fit: these are not smoothed."""
 
     def __init__(
         self, radius: float = 1.0, *, perturb: bool = True, num_quadrature: int = 1000, **options: Any
@@ -70,16 +72,18 @@ class SmoothedLocation(MLE):
     def problem(self, rng_key: Array, model: Callable, guide: Callable | None, data: Data) -> SmoothedLocationProblem:
         problem: SmoothedLocationProblem = SmoothedLocationProblem.create(self, rng_key, model, data)  # type: ignore[assignment]
         site, value = _observed(problem)
+        noise = jnp.zeros_like(value)
         if self.perturb:
             # fold_in(key, i) is split(key)[i], and the model's own keys are splits: a number that no split reaches
             noise = random.normal(random.fold_in(rng_key, 2**31 - 1), value.shape, value.dtype)
-            value = value + self.radius * noise
         grid = _grid(value, self.radius, self.num_quadrature)
         centre = jnp.median(value)
         shift = _offset(problem, site)  # where the data lie when μ = 0
         log_density = _density(problem, site, value, grid, centre)
         params = {name: (centre - shift).reshape(jnp.shape(x)).astype(x.dtype) for name, x in problem.params.items()}
-        return replace(problem, observed={site: value}, params=params, grid=grid, log_density=log_density)
+        return replace(
+            problem, observed={site: value}, draws=noise, params=params, grid=grid, log_density=log_density
+        )  # fmt: skip
 
 
 class SmoothedLocationProblem(LikelihoodProblem):
@@ -88,6 +92,8 @@ class SmoothedLocationProblem(LikelihoodProblem):
     f stays where it is and the normal moves, so that the loss is smooth in μ whatever f is.
     """
 
+    draws: Array | None = None
+    """Noise of unit variance that perturbs the data, ``(n,)``: of the units, so drawn once."""
     grid: Array | None = None
     """t, ``(K,)``, evenly spaced."""
     log_density: Array | None = None
@@ -104,11 +110,13 @@ class SmoothedLocationProblem(LikelihoodProblem):
         return logsumexp(terms, axis=1), jnp.sum(jax.nn.softmax(terms, axis=1) * distance, axis=1) / radius
 
     def terms(self, params: Params, data: Data, rng_key: Array | None = None) -> tuple[Array, Array, Array]:
+        assert self.draws is not None
         (value,) = self.observed.values()
+        value = value + self.options.radius * self.draws  # type: ignore[attr-defined]
         mu = jnp.ravel(next(iter(params.values())))
         return self._log_smoothed(value - mu)[0], jnp.zeros(()), jnp.zeros(())
 
-    def information(self) -> Array:
+    def smoothed_information(self) -> Array:
         """I_r = ∫ f_r'²/f_r of one datum: from the model, not from the data."""
         assert self.grid is not None
         log_f, score = lax.map(lambda y: self._log_smoothed(y[None]), self.grid, batch_size=256)
@@ -138,7 +146,7 @@ def smoothed_interval(result: Any, prob: float = 0.95) -> LocationInterval:
     if not 0 < prob < 1:
         raise ValueError(f"prob must lie strictly between 0 and 1, got {prob}")
     with result.precision():
-        information = float(problem.information())
+        information = float(problem.smoothed_information())
     n = float(np.sum(np.broadcast_to(problem.weights, (problem.num_units,))))
     estimate = float(np.ravel(next(iter(result.params.values())))[0])
     std_err = 1 / np.sqrt(n * information)
@@ -176,8 +184,8 @@ def _log_density(problem: LikelihoodProblem, site: str, value: Array, mu: Array)
 
 
 def _grid(value: Array, radius: float, num_points: int) -> Array:
-    """Points t = x − μ that matter to the data, for every μ among them."""
-    spread = float(jnp.max(value) - jnp.min(value)) + 10 * radius
+    """Points t = x − μ that matter to the data, perturbed or not, for every μ among them."""
+    spread = float(jnp.max(value) - jnp.min(value)) + 20 * radius
     num_points = max(num_points, int(np.ceil(8 * spread / radius)))
     if num_points > MAX_POINTS:
         raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .result import FitResult
 
 QUANTILE_DRAWS = 4000
+COSTLY_DRAWS = 200
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,11 @@ class Prediction:
         with result.precision():
             if hasattr(result.problem, "predictive_log_density"):
                 return np.asarray(_log_density(result.problem, result.unconstrained, self.data))
+            if _own_latents(result):
+                # without what has a row each too
+                estimator = replace(result.estimator, weights=None, covariance="observed")  # type: ignore[type-var, call-arg]
+                problem = estimator.problem(random.key(0), result.model, None, self.data)
+                return np.asarray(_terms(problem, result.unconstrained))
             draws = _latent_draws(result, QUANTILE_DRAWS, 0)
             theta = {n: v for n, v in result.params.items() if n not in draws}
             found = predictive.log_likelihood(result.model, theta, draws, self.data)
@@ -103,6 +109,11 @@ def _simulate(problem: Any, params: Params, data: dict[str, Any], rng_key: Array
 @eqx.filter_jit
 def _marginal_draws(problem: Any, params: Params, data: dict[str, Any], rng_key: Array, num: int) -> Array:
     return problem.marginal_draws(params, rng_key, data, num)
+
+
+@eqx.filter_jit
+def _terms(problem: Any, params: Params) -> Array:
+    return problem.terms(params, problem.data)[0]
 
 
 @eqx.filter_jit
@@ -191,6 +202,14 @@ def _inputs_argument(result: FitResult) -> str:
     )
 
 
+def _own_latents(result: FitResult) -> set[str]:
+    """Latents of single rows that a point estimate summed or integrated out: new rows have new ones."""
+    roles = getattr(result.problem, "roles", None)
+    if roles is None or not roles.blocks or not result.is_point:
+        return set()
+    return {site.name for site in roles.integrated + roles.enumerated}
+
+
 def _latent_draws(result: FitResult, num_samples: int, seed: int) -> dict[str, Array]:
     """Draws of the latent sites, or the point estimate repeated."""
     if result.is_point:
@@ -210,9 +229,13 @@ def _draws(result: FitResult, data: dict[str, Any], num_samples: int, seed: int)
             "numpyro.factor, which draws need a Markov chain of (NUTS, say)"
         )
     latent = {s.name for s in sites if s.kind == "latent"} | set(theta)
-    missing = [s.name for s in sites if s.kind == "latent" and s.name not in draws]
+    given = {*draws, *_own_latents(result)}
+    missing = [s.name for s in sites if s.kind == "latent" and s.name not in given]
     if missing:
         raise ValueError(f"the fit has no draws of {missing[0]!r}: its predictions would be those of the prior")
     known = {n: v for n, v in draws.items() if n in latent or result.is_point}
-    found = predictive.predict(result.model, theta, known, data, random.key(seed))
+    if any(s.costly for s in sites):  # each draw solves an equation
+        num_samples = min(num_samples, COSTLY_DRAWS)
+        known = {n: v[:num_samples] for n, v in known.items()}
+    found = predictive.predict(result.model, theta, known, data, random.key(seed), num_samples)
     return {n: np.asarray(v) for n, v in found.items()}

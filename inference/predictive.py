@@ -78,7 +78,8 @@ def describe(model: Callable, params: dict[str, Any], draw: dict[str, Array], da
 def run_model(model: Callable, params: dict, draw: dict, data: dict, key: Array | None = None) -> dict:
     """Trace of the model at given latent values; what is not given is drawn, or feasible where it has no sampler."""
     key = random.key(0) if key is None else key
-    return handlers.trace(handlers.substitute(handlers.seed(model, key), {**params, **draw})).get_trace(**data)
+    given = jax.tree.map(jax.numpy.asarray, {**params, **draw})  # a model may index them by a latent that is traced
+    return handlers.trace(handlers.substitute(handlers.seed(model, key), given)).get_trace(**data)
 
 
 def _each(f: Callable, items: Any, num: int) -> Any:
@@ -94,8 +95,11 @@ def _each(f: Callable, items: Any, num: int) -> Any:
 
 
 @eqx.filter_jit
-def predict(model: Callable, params: dict, draws: dict[str, Array], data: dict, rng_key: Array) -> dict[str, Array]:
-    """New data for every draw, keyed by observed site, each of shape ``(S, *site)``; once where there are no draws."""
+def predict(
+    model: Callable, params: dict, draws: dict[str, Array], data: dict, rng_key: Array, num_samples: int = 1
+) -> dict[str, Array]:
+    """New data for every draw, keyed by observed site, each of shape ``(S, *site)``; `num_samples` of them where there
+    are no draws."""
 
     def one(args: tuple) -> dict[str, Array]:
         draw, key = args
@@ -103,7 +107,7 @@ def predict(model: Callable, params: dict, draws: dict[str, Array], data: dict, 
             tr = run_model(model, params, draw, data, key)
         return {n: s["value"] for n, s in tr.items() if _was_observed(n, s, draw)}
 
-    num_samples = _num_draws(draws)
+    num_samples = _num_draws(draws) if draws else num_samples
     return _each(one, (draws, random.split(rng_key, num_samples)), num_samples)
 
 

@@ -98,10 +98,11 @@ def intervals(result: FitResult, covariance: Covariance, prob: float) -> pd.Data
     flat = lambda v: ravel_pytree(problem.constrain(unravel(v)))[0]  # noqa: E731
     jacobian = np.asarray(jax.jacfwd(flat)(z))
     if jacobian.shape[0] != jacobian.shape[1] or np.count_nonzero(jacobian - np.diag(np.diag(jacobian))):
-        mixed = [n for n, row in zip(covariance.names, jacobian, strict=True) if np.count_nonzero(row) != 1]
+        shared = (jacobian[:, np.count_nonzero(jacobian, axis=0) > 1] != 0).any(1)
+        mixed = [n for n, s in zip(covariance.names, shared, strict=True) if s]
         raise ValueError(
-            f"profile intervals need elements with a coordinate of their own; {mixed[0] if mixed else 'one'} depends "
-            'on several. Take covariance="bootstrap" or Wald intervals'
+            f"profile intervals need elements with a coordinate of their own, and {mixed[0]} shares its coordinates "
+            'with others. Take covariance="bootstrap" or Wald intervals'
         )
     d = len(z)
     widths = np.sqrt(np.maximum(np.diag(covariance.unconstrained), 1e-300)) * stats.norm.ppf((1 + prob) / 2)

@@ -52,6 +52,25 @@ def test_log_likelihood_and_parameters_equal_scikit_learn(fitted):
     np.testing.assert_allclose(fitted.params["weights"], peer.weights_, rtol=1e-4)
 
 
+@pytest.mark.long
+def test_new_rows_have_new_components(fitted, tmp_path):
+    """Moments and density of a mixture in closed form; and the model indexes its parameters by z in `to_arviz`."""
+    w, mu, sd = (np.asarray(fitted.params[n]) for n in ("weights", "mu", "sd"))
+    new = np.array([1.5, 2.5, 4.0, 6.0])
+    found = fitted.predict({"x": new})
+    mean, second = w @ mu, w @ (mu**2 + sd**2)
+    draws = found.sample(4000)["x"]
+    assert abs(draws.mean() - mean) < 4 * np.sqrt((second - mean**2) / draws.size)
+    spread = (draws - mean) ** 2
+    assert abs(spread.mean() - (second - mean**2)) < 4 * spread.std() / np.sqrt(draws.size)
+    truth = np.log(stats.norm(mu, sd).pdf(new[:, None]) @ w)
+    np.testing.assert_allclose(found.log_density(), truth, rtol=1e-9)
+    fitted.save(tmp_path / "fit.nc", num_samples=10)
+    np.testing.assert_array_equal(estimax.load(tmp_path / "fit.nc", mixture).params["mu"], mu)
+    with pytest.raises(ValueError, match=r"a coordinate of their own, and weights\[0\] shares"):
+        fitted.confint(method="profile")
+
+
 @pytest.fixture(scope="module")
 def lines():
     return estimax.fit(experts, EM(), {"x": X, "y": Y}, optimizer="em", progress_bar=False)

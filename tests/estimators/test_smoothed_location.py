@@ -88,7 +88,8 @@ def test_intervals_cover(x64):
     rng = np.random.default_rng(1)
     wide = rng.random((sets, n)) < 0.6
     x = 3.0 + np.where(wide, 1.0, 0.2) * rng.normal(size=(sets, n)) + r * rng.normal(size=(sets, n))
-    problem = SmoothedLocation(r, num_quadrature=10).problem(jax.random.key(0), spike, None, {"x": jnp.asarray(x[0])})
+    estimator = SmoothedLocation(r, perturb=False, num_quadrature=10)  # the noise is in x
+    problem = estimator.problem(jax.random.key(0), spike, None, {"x": jnp.asarray(x[0])})
 
     @jax.jit
     def estimates(x):
@@ -99,12 +100,26 @@ def test_intervals_cover(x64):
         return jax.lax.map(one, x, batch_size=100)
 
     found = np.asarray(estimates(jnp.asarray(x)))
-    information = float(problem.information())
+    information = float(problem.smoothed_information())
     half = 1.96 / np.sqrt(n * information)
     coverage = np.mean(np.abs(found - 3.0) < half)
     assert abs(coverage - 0.95) < 3 * np.sqrt(0.95 * 0.05 / sets)
     # and they are shorter than those of the mean, whose variance is that of the data
     assert half < 1.96 * np.sqrt((0.6 + 0.4 * 0.04 + r**2) / n)
+
+
+def test_what_a_fit_leaves(tmp_path):
+    """A normal location model keeps its curvature under smoothing: n/(σ² + r²), whatever the perturbation."""
+    fit = estimax.fit(normal, SmoothedLocation(0.5), {"x": X}, seed=3, progress_bar=False)
+    table = fit.summary()
+    np.testing.assert_allclose(table["std_err"], np.sqrt((0.7**2 + 0.5**2) / 50), rtol=1e-6)
+    assert "converged" in fit.diagnose().status
+    fit.save(tmp_path / "fit.nc", num_samples=10)
+    again = estimax.load(tmp_path / "fit.nc", normal)
+    np.testing.assert_allclose(again.summary(), table, rtol=1e-12)  # its perturbation is in the file
+    assert again.information_criteria()["AIC"] == pytest.approx(fit.information_criteria()["AIC"], rel=1e-12)
+    with pytest.raises(ValueError, match='covariance="parametric_bootstrap" .* take observed, opg'):
+        fit.covariance("parametric_bootstrap")
 
 
 def test_perturbation_follows_the_seed():
