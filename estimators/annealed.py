@@ -14,7 +14,7 @@ from . import data_argument, moves
 from . import noise as noises
 from .checks import check_count
 from .contrastive import chain_values
-from .score_matching import PointwiseProblem, check_latents
+from .score_matching import PointwiseProblem, check_latents, subsampled_plate
 from .unnormalised import LOG_Z, UnnormalisedProblem
 
 FAR = 5.0
@@ -110,18 +110,16 @@ def log_normalizer(
 
 
 def _view(problem: Any, argument: str | None) -> UnnormalisedProblem:
-    """The log-density of the problem's model at any x."""
-    if isinstance(problem, UnnormalisedProblem) and problem.plate is None:
+    """The log-density of the problem's model at any x, of all units whether the fit took batches of them or not."""
+    if isinstance(problem, UnnormalisedProblem):
         return problem
-    options = replace(problem.options, subsample=False)
-    names = ("model", "transforms", "roles", "data", "weights", "observed")
+    names = ("options", "model", "transforms", "roles", "data", "weights", "observed")
     kept = {n: getattr(problem, n) for n in names}
     params = {n: v for n, v in problem.params.items() if n != LOG_Z}
-    view = UnnormalisedProblem(options=options, params=params, **kept)
+    view = UnnormalisedProblem(params=params, **kept)
     check_latents(view)
+    view = replace(view, plate=subsampled_plate(view))
     if isinstance(problem, PointwiseProblem):
-        if problem.plate is not None:
-            raise NotImplementedError("log_normalizer needs a fit of all units: subsample=True is not supported")
         argument = problem.argument
     view = replace(view, argument=data_argument.find(view, argument, "log_normalizer"))
     return replace(view, support=data_argument.support_of(view, params))

@@ -1,10 +1,13 @@
 """Predictions at new rows: of Gaussian processes against scikit-learn, of other models against their closed forms."""
 
 import arviz as az
+import equinox as eqx
+import jax
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.contrib.module import eqx_module
 from scipy import stats
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
@@ -129,3 +132,19 @@ def test_mistakes_are_named(fitted):
         fitted.predict({"X": np.zeros(2), "y": np.zeros(3)})
     with pytest.raises(ValueError, match="prob must lie"):
         fitted.predict(NEW).interval(1.0)
+
+
+def test_a_network_alone_has_as_many_draws_as_other_models():
+    """Its parameters are no array, so there is nothing to repeat: moments by closed form within 4 s.e. of 4,000."""
+    X = np.linspace(-1, 1, 20)[:, None]
+
+    def network(X, y):
+        line = eqx_module("line", eqx.nn.Linear(1, "scalar", key=jax.random.key(0)))
+        with numpyro.plate("rows", X.shape[0]):
+            numpyro.sample("y", dist.Normal(jax.vmap(line)(X), 0.5), obs=y)
+
+    y = 1 + 2 * X[:, 0]
+    found = estimax.fit(network, MLE(), {"X": X, "y": y}, progress_bar=False).predict({"X": X[:3]})
+    assert np.all(np.abs(found.mean - y[:3]) < 4 * 0.5 / np.sqrt(4000))
+    assert np.all(np.abs(found.variance - 0.25) < 4 * 0.25 * np.sqrt(2 / 4000))
+    assert found.sample(7)["y"].shape == (7, 3)
