@@ -10,7 +10,9 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,16 @@ def paired(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int = 7)
         "speed_ratio_max": max(ratios),
         "repeats": repeats,
     }
+
+
+def alone(part: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
+    """What a part returns, run in a fresh process, with the peak memory of that process."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_with_memory, part, *args).result()
+
+
+def _with_memory(part: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
+    return {**part(*args), "peak_memory_mb": round(peak_memory_mb())}
 
 
 def earlier(name: str) -> dict[str, Any]:
