@@ -155,20 +155,22 @@ def test_ordinal_regression_equals_statsmodels():
     np.testing.assert_allclose(table.attrs["AIC"], peer.aic, rtol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore")  # of lifelines' use of pandas
 @pytest.mark.parametrize(("name", "peer"), [("weibull", "WeibullAFTFitter"), ("loglogistic", "LogLogisticAFTFitter")])
 def test_accelerated_failure_times_equal_lifelines(name, peer):
     lifelines = pytest.importorskip("lifelines")
     model = estimax.models.get(f"{name}_survival")
     data = model.data()
     frame = pd.DataFrame({"time": data["time"], "event": data["event"], "age": data["x"][:, 0]})
-    fitted = getattr(lifelines, peer)().fit(frame, "time", "event")
+    # its own tolerance leaves it up to 0.004 s.e. from the maximum
+    fitted = getattr(lifelines, peer)().fit(frame, "time", "event", fit_options={"ftol": 1e-16, "maxiter": 1000})
     table = fit(model.model, MLE(), data).summary()
-    np.testing.assert_allclose(table.attrs["log_likelihood"], fitted.log_likelihood_, rtol=1e-5)
+    np.testing.assert_allclose(table.attrs["log_likelihood"], fitted.log_likelihood_, rtol=1e-11)
     log_shape = table["std_err"]["shape"] / table["estimate"]["shape"]  # lifelines reports log shape
     ours = [table["std_err"]["b[0]"], table["std_err"]["intercept"], log_shape]
-    np.testing.assert_allclose(ours, fitted.standard_errors_, rtol=2e-2)  # it stops 0.02 s.e. from the maximum
+    np.testing.assert_allclose(ours, fitted.standard_errors_, rtol=1e-6)
     found = [table["estimate"]["b[0]"], table["estimate"]["intercept"], np.log(table["estimate"]["shape"])]
-    np.testing.assert_array_less(np.abs(found - fitted.params_) / fitted.standard_errors_, 0.05)
+    np.testing.assert_array_less(np.abs(found - fitted.params_) / fitted.standard_errors_, 1e-6)
 
 
 @pytest.mark.long
