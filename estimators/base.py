@@ -170,6 +170,10 @@ class Problem(eqx.Module):
         """What makes the fit unusable, in words: `diagnose` then says "do not use"."""
         return []
 
+    def report(self, params: Params) -> tuple[list[str], list[str]]:
+        """`faults` and `remarks`; at one go where both need the same work."""
+        return self.faults(params), self.remarks(params)
+
     def unconstrain(self, values: Mapping[str, Any]) -> Params:
         """Unconstrained values of the parameters that `values` gives in the user's space; the inverse of `constrain`.
 

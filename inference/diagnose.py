@@ -114,8 +114,8 @@ def diagnose_point(result: FitResult) -> PointDiagnosis:
         verdict = "do not use"
         advice.append("the loss was still falling at the end: take more steps (result.resume(num_steps))")
     with result.precision():
-        faults = result.problem.faults(result.unconstrained)
-        advice += faults + result.problem.remarks(result.unconstrained)
+        faults, remarks = result.problem.report(result.unconstrained)
+        advice += faults + remarks
     verdict = "do not use" if faults else verdict
     return PointDiagnosis(verdict, condition, ratio, tuple(advice), result.message or result.status)
 

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-from jax import Array, lax, random
+from jax import Array, random
 from numpyro import distributions as dist
 from numpyro import handlers
 from numpyro.infer.util import compute_log_probs
 
+from ..estimators import blocks
 from ..estimators.guided import full_plates
 
 BATCH = 256
@@ -83,15 +84,8 @@ def run_model(model: Callable, params: dict, draw: dict, data: dict, key: Array 
 
 
 def _each(f: Callable, items: Any, num: int) -> Any:
-    """f of every draw, in batches of equal size.
-
-    `lax.map` computes a remainder beside its batches, and XLA's CPU back end locks up on factorisations (a Gaussian
-    process, a multivariate normal) side by side.
-    """
-    size = -(-num // -(-num // BATCH))
-    index = jax.numpy.minimum(jax.numpy.arange(-(-num // size) * size), num - 1)
-    out = lax.map(f, jax.tree.map(lambda x: x[index], items), batch_size=size)
-    return jax.tree.map(lambda x: x[:num], out)
+    """f of every draw, in batches of equal size."""
+    return blocks.apply(jax.vmap(f), items, blocks.size_of(num, BATCH))
 
 
 @eqx.filter_jit

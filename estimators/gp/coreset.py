@@ -12,10 +12,10 @@ from jax import Array, lax, random
 from jax.scipy.linalg import solve_triangular
 
 from ..base import Data, Estimator, Metrics, Params
-from . import inducing, linalg, nonconjugate, precision, rows, view
+from . import calibration, inducing, linalg, nonconjugate, precision, rows, view
 from .nonconjugate import Sites, site_normaliser
 from .posterior import FunctionPosterior
-from .problem import at_once, with_own
+from .problem import Moments, ProcessProblem, at_once, with_own
 from .quadrature import expected, tilted
 from .view import gram
 
@@ -56,8 +56,8 @@ class CoresetGP(Estimator):
         inducing.check(X, self.num_points, name, "num_points")
         rows.check_batch(self.batch_size, data, rows.row_keys(data, X.shape[0]), X.shape[0])
         index = inducing.greedy(kernel, X, self.num_points)
-        targets, precision = _first_sites(problem, index)
-        return with_own(problem, **{INPUTS: X[index], TARGETS: targets, LOG_PRECISION: jnp.log(precision)})
+        targets, precisions = _first_sites(problem, index)
+        return with_own(problem, **{INPUTS: X[index], TARGETS: targets, LOG_PRECISION: jnp.log(precisions)})
 
 
 @eqx.filter_jit
@@ -72,9 +72,9 @@ def _first_sites(problem: CoresetProblem, index: Array) -> tuple[Array, Array]:
     log_lik, process = problem.likelihood(problem.params, problem.data)
     prior = process.kernel(process.X) + process.noise
     _, mean, variance = tilted(log_lik, jnp.zeros_like(prior), prior)
-    precision = jnp.maximum(1 / variance - 1 / prior, 1e-3 / prior)
-    targets = mean / variance / precision
-    return targets[index], (precision * (len(prior) / len(index)))[index]
+    precisions = jnp.maximum(1 / variance - 1 / prior, 1e-3 / prior)
+    targets = mean / variance / precisions
+    return targets[index], (precisions * (len(prior) / len(index)))[index]
 
 
 class Pseudo(FunctionPosterior):
@@ -125,10 +125,10 @@ class CoresetProblem(nonconjugate.SitesProblem):
 
     def coreset(self, params: Params, kernel: Any) -> tuple[Array, Sites]:
         """Prior covariance of the pseudo-observations' functions, and their sites."""
-        precision = jnp.exp(params[LOG_PRECISION])
+        precisions = jnp.exp(params[LOG_PRECISION])
         K = gram(kernel, params[INPUTS])
         K = linalg.add_diagonal(K, lax.stop_gradient(linalg.jittered_cholesky(lax.stop_gradient(K))[1]))
-        return K, Sites(precision, precision * params[TARGETS])
+        return K, Sites(precisions, precisions * params[TARGETS])
 
     def elbo(self, params: Params, data: Data, scale: Any) -> Array:
         log_lik, process = self.likelihood(params, data)
@@ -163,6 +163,10 @@ class CoresetProblem(nonconjugate.SitesProblem):
         divergence = 0.5 * (log_det - jnp.sum((white @ K) * white) + alpha @ K @ alpha)
         return Pseudo(kernel, params[INPUTS], white, targets), divergence
 
+    def moments_for_check(self, params: Params) -> Moments:
+        """Given all rows: those are not the sites here."""
+        return ProcessProblem.moments_for_check(self, params)
+
     def functions(self, params: Params) -> dict[str, FunctionPosterior]:
         return {self.site: self.conditioned(params, _kernel_of(self, params))[0]}
 
@@ -172,9 +176,10 @@ class CoresetProblem(nonconjugate.SitesProblem):
         return self.bad_noise(params) + precision.complaint(float(condition), noise.dtype, cause)
 
     def remarks(self, params: Params) -> list[str]:
-        score = float(jnp.mean(_score(self, params)))
         lines = rows.remark(self.options.batch_size, self.num_units)
-        return [*lines, f"log predictive density of the data themselves: {score:.3f} a row"]
+        if self.num_units > rows.MOST_CHECKED:
+            return lines
+        return [*lines, "the data themselves: " + calibration.of_draws(self, params)]
 
     def sampler(self, params: Params) -> Any:
         process = self.hyper.read(params, self.data).latent[self.site]
@@ -189,11 +194,6 @@ class CoresetProblem(nonconjugate.SitesProblem):
         functions = {self.site: state.prior + f}
         log_sites = jnp.sum(state.sites.shift * at_coreset - 0.5 * state.sites.precision * at_coreset**2)
         return functions, self.log_target(params, functions) - log_sites + state.normaliser
-
-
-@eqx.filter_jit
-def _score(problem: CoresetProblem, params: Params) -> Array:
-    return problem.predictive_log_density(params, problem.data)
 
 
 @eqx.filter_jit

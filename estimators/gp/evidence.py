@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array, random
 
 from ..base import Data, Estimator, Params
-from . import linalg, precision, view
+from . import calibration, linalg, precision, view
 from .posterior import FunctionPosterior, condition
 from .problem import Forecast, ProcessProblem, log_density
 
@@ -114,9 +114,9 @@ class RegressionProblem(ProcessProblem):
     def residuals(self, params: Params) -> tuple[Array, Array]:
         """Leave-one-out residuals and variances of the observations, ``(n,)`` each."""
         r = self.hyper.regression(params, self.data)
-        precision = linalg.inverse(r.covariance())
-        diagonal = jnp.diagonal(precision)
-        return precision @ r.residual / diagonal, 1 / diagonal
+        inverse = linalg.inverse(r.covariance())
+        diagonal = jnp.diagonal(inverse)
+        return inverse @ r.residual / diagonal, 1 / diagonal
 
     def faults(self, params: Params) -> list[str]:
         """In single precision (`fit` solves in double, unless given an optimizer) the jitter hides what is lost."""
@@ -135,18 +135,18 @@ class RegressionProblem(ProcessProblem):
         if self.num_units > MOST_ROWS:
             return []
         jitter, residual, variance = (np.asarray(v) for v in _remarks(self, params))
-        z = residual / np.sqrt(variance)
-        score = -0.5 * (z**2 + np.log(variance) + linalg.LOG_2PI)
-        inside = {p: float(np.mean(np.abs(z) < q)) for p, q in ((50, 0.6745), (90, 1.6449), (95, 1.96))}
-        shares = ", ".join(f"{share:.0%} of {p}% intervals" for p, share in inside.items())
-        lines = [
-            f"left out one by one: log predictive density {score.mean():.3f} a row, the data lie in {shares}",
-        ]
+        lines = ["left out one by one: " + calibration.of_moments(residual, variance)]
         if jitter > 0:
             lines.append(
                 f"the covariance needed a jitter of {jitter:.1e} on its diagonal (inputs that repeat, or no noise)"
             )
         return lines
+
+
+def without(mean: Array, variance: Array, y: Array, noise: Array) -> tuple[Array, Array]:
+    """Mean and variance of f_i given all observations but its own, which is a division of normal densities."""
+    left = 1 / jnp.maximum(1 / variance - 1 / noise, jnp.finfo(variance.dtype).tiny)
+    return left * (mean / variance - y / noise), left
 
 
 @eqx.filter_jit
@@ -180,7 +180,7 @@ class LeaveOneOutProblem(RegressionProblem):
 
     def objective(self, params: Params, data: Data) -> Array:
         r = self.hyper.regression(params, data)
-        precision = linalg.inverse(r.covariance())
-        diagonal = jnp.diagonal(precision)
-        residual = precision @ r.residual / diagonal
+        inverse = linalg.inverse(r.covariance())
+        diagonal = jnp.diagonal(inverse)
+        residual = inverse @ r.residual / diagonal
         return jnp.sum(log_density(residual, jnp.zeros_like(residual), 1 / diagonal))

@@ -9,13 +9,15 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax, random
 from jax.scipy.linalg import solve_triangular
 from matfree import decomp
 
+from .. import blocks
 from ..base import Data, Estimator, Metrics, Params
-from . import inducing, linalg, view
-from .evidence import RegressionProblem
+from . import calibration, inducing, linalg, view
+from .evidence import MOST_ROWS, RegressionProblem
 from .posterior import FunctionPosterior
 from .view import Regression, gram
 
@@ -83,22 +85,21 @@ def precondition(kernel: Any, X: Any, noise: Array, rank: int) -> Preconditioner
     return Preconditioner(basis @ vectors, 1 / jnp.sqrt(1 + values**2) - 1)
 
 
-def blocks(X: Any, n: int) -> Any:
-    """Rows in blocks of equal size, each times all n at most `BLOCK` elements."""
-    return view.row_blocks(X, view.row_block(n, n, BLOCK))
+def rows_at_once(count: int, n: int) -> int:
+    """Of a kernel matrix ``(count, n)``, in equal blocks of at most `BLOCK` elements."""
+    return blocks.size_of(count, BLOCK // n)
 
 
 def matmul(kernel: Any, X: Any, v: Array) -> Array:
     """K v block by block; ``(n,)`` or ``(n, c)``."""
-    n = len(v)
-    out = lax.map(lambda rows: kernel(rows, X) @ v, blocks(X, n))
-    return out.reshape(-1, *v.shape[1:])[:n]
+    return blocks.apply(lambda rows: kernel(rows, X) @ v, X, rows_at_once(len(v), len(v)))
 
 
 def bilinear(kernel: Any, X: Any, left: Array, right: Array) -> Array:
     """Σ_c left_cᵀ K right_c for ``(n, c)`` arrays, differentiable in the kernel, one block at a time in both passes."""
     n = len(left)
-    lefts = blocks(left, n)
+    size = rows_at_once(n, n)
+    lefts = blocks.split(left, size)
     real = (jnp.arange(lefts.shape[0] * lefts.shape[1]) < n).reshape(*lefts.shape[:2], 1)
     lefts = jnp.where(real, lefts, 0.0)
 
@@ -106,7 +107,7 @@ def bilinear(kernel: Any, X: Any, left: Array, right: Array) -> Array:
         x, part = args
         return jnp.sum(part * (kernel(x, X) @ right))
 
-    return jnp.sum(lax.map(jax.checkpoint(one), (blocks(X, n), lefts)))
+    return jnp.sum(lax.map(jax.checkpoint(one), (blocks.split(X, size), lefts)))
 
 
 class Estimate(NamedTuple):
@@ -190,42 +191,59 @@ class IterativeProblem(RegressionProblem):
         return estimate(self.hyper.regression(params, data), self.options, random.key(0)).value
 
     def function(self, params: Params) -> FunctionPosterior:
-        r = self.hyper.regression(params, self.data)
-        columns = inducing.pivoted_cholesky(r.kernel, r.X, min(self.options.variance_rank, self.num_units))[1]
+        return self.projected(self.hyper.regression(params, self.data))[0]
+
+    def projected(self, r: Regression) -> tuple[Projected, Estimate]:
+        columns = inducing.pivoted_cholesky(r.kernel, r.X, min(self.options.variance_rank, len(r.y)))[1]
         basis = jnp.linalg.qr(columns.T / r.noise[:, None])[0]
         seen = basis.T @ (matmul(r.kernel, r.X, basis) + r.noise[:, None] * basis)
-        alpha = estimate(r, self.options, random.key(0)).alpha
-        return Projected(r.kernel, r.X, alpha, basis, linalg.jittered_cholesky((seen + seen.T) / 2)[0])
-
-    def remarks(self, params: Params) -> list[str]:
-        e = _final(self, params)
-        lines = [
-            f"log marginal likelihood {float(e.value):.3f} ± {float(e.stderr):.3f} (standard error of "
-            f"{self.options.num_probes} probes), worst relative residual {float(e.residual):.1e}"
-        ]
-        if 0.01 < float(e.residual) <= 1:
-            lines.append("solves have not converged: raise num_iterations or rank")
-        return lines
+        e = estimate(r, self.options, random.key(0))
+        return Projected(r.kernel, r.X, e.alpha, basis, linalg.jittered_cholesky((seen + seen.T) / 2)[0]), e
 
     def faults(self, params: Params) -> list[str]:
-        """A precision that cannot invert the covariance, or solves further off than zero would be."""
-        lines = self.bad_noise(params) or self.imprecise(params)
-        residual = float(_final(self, params).residual)
-        if not lines and not residual <= 1:
-            lines.append(
+        return self.report(params)[0]
+
+    def remarks(self, params: Params) -> list[str]:
+        return self.report(params)[1]
+
+    def report(self, params: Params) -> tuple[list[str], list[str]]:
+        """Faults: a precision that cannot invert the covariance, or solves further off than zero would be. One run of
+        the solves serves both."""
+        few = self.num_units <= MOST_ROWS
+        found = [np.asarray(v) for v in _final(self, params, few)]
+        value, stderr, residual = (float(v) for v in found[:3])
+        faults = self.bad_noise(params) or self.imprecise(params)
+        if not faults and not residual <= 1:
+            faults.append(
                 f"solves have failed (relative residual {residual:.1e}), so the log marginal likelihood is wrong by "
                 f"more than its standard error: raise num_iterations={self.options.num_iterations} or rank="
                 f"{self.options.rank}"
             )
-        return lines
+        lines = [
+            f"log marginal likelihood {value:.3f} ± {stderr:.3f} (standard error of {self.options.num_probes} probes), "
+            f"worst relative residual {residual:.1e}"
+        ]
+        if 0.01 < residual <= 1:
+            lines.append("solves have not converged: raise num_iterations or rank")
+        if few:
+            lines.append("the data themselves: " + calibration.of_moments(*found[3:]))
+        return faults, lines
 
     def posterior(self, params: Params) -> None:
         return None
 
 
 @eqx.filter_jit
-def _final(problem: IterativeProblem, params: Params) -> Estimate:
-    return estimate(problem.hyper.regression(params, problem.data), problem.options, random.key(0))
+def _final(problem: IterativeProblem, params: Params, few: bool) -> tuple[Array, ...]:
+    """Value, standard error, residual; where there are few rows what the data differ from their predictions, with the
+    variances of these."""
+    r = problem.hyper.regression(params, problem.data)
+    if not few:
+        e = estimate(r, problem.options, random.key(0))
+        return e.value, e.stderr, e.residual
+    posterior, e = problem.projected(r)
+    mean, variance = posterior.marginals(r.X)
+    return e.value, e.stderr, e.residual, r.residual - mean, variance + r.noise
 
 
 class Projected(FunctionPosterior):
@@ -240,16 +258,13 @@ class Projected(FunctionPosterior):
     """Of the covariance of Wᵀy, ``(r, r)``."""
 
     def marginals(self, X: Any) -> tuple[Array, Array]:
-        count, n = view.num_rows(X), len(self.alpha)
-        parts = view.row_blocks(X, view.row_block(count, n, BLOCK))
 
         def one(x: Any) -> tuple[Array, Array]:
             cross = self.kernel(x, self.X)
             white = solve_triangular(self.factor, (cross @ self.basis).T, lower=True)
             return cross @ self.alpha, jnp.maximum(self.kernel(x) - jnp.sum(white**2, 0), 0.0)
 
-        mean, variance = lax.map(one, parts)
-        return mean.ravel()[:count], variance.ravel()[:count]
+        return blocks.apply(one, X, rows_at_once(view.num_rows(X), len(self.alpha)))
 
     def joint(self, X: Any) -> tuple[Array, Array]:
         cross = gram(self.kernel, X, self.X)

@@ -21,8 +21,9 @@ from numpyro import handlers
 from numpyro.infer.initialization import init_to_uniform
 from numpyro.primitives import Messenger
 
+from .. import blocks
 from ..base import Data, Estimator, Metrics, Params
-from . import linalg, view
+from . import calibration, linalg, view
 from .clusters import (
     MAX_SWEEPS,
     Layout,
@@ -41,6 +42,8 @@ from .view import gram
 
 LIVE_SWEEPS = 20
 """Sweeps through which second derivatives are carried."""
+ROWS = 64
+"""Most rows predicted at once."""
 
 
 @dataclass(frozen=True)
@@ -409,14 +412,15 @@ class MultiTaskProblem(ProcessProblem):
             return jax.tree.map(lambda *x: jnp.stack(x), *moments)
 
         index = jnp.arange(len(rows))
-        means, covariances = lax.map(curves, (index, rows, mask), batch_size=64)
+        size = blocks.size_of(len(rows), ROWS)
+        means, covariances = blocks.apply(jax.vmap(curves), (index, rows, mask), size)
 
         def cluster(k: Array, m: Array, V: Array, nugget: Array, source_nugget: Array) -> tuple[Array, Array, Array]:
             here, there = self.reading(params, data, k), self.reading(params, source, k)
             here = here._replace(noise=here.noise + nugget)
             there = there._replace(noise=there.noise + source_nugget)
             one = lambda args: _component(here, there, *args, update=update)  # noqa: E731
-            return lax.map(one, (index, rows, mask, m, V), batch_size=64)
+            return blocks.apply(jax.vmap(one), (index, rows, mask, m, V), size)
 
         each = jax.vmap(cluster, in_axes=(0, 1, 1, 0, 0), out_axes=1)
         return each(jnp.arange(self.num_clusters), means, covariances, self.nuggets(zero), self.nuggets(source_zero))
@@ -434,6 +438,13 @@ class MultiTaskProblem(ProcessProblem):
         k = random.categorical(pick, found.log_weights, shape=(num, len(found.mean)))
         take = lambda x: jnp.take_along_axis(x, k.T, 1).T  # noqa: E731
         return take(found.means) + jnp.sqrt(take(found.variances)) * random.normal(noise, k.shape)
+
+    def check(self, params: Params, rng_key: Array, num: int) -> calibration.Check:
+        """Of every row given all, its own among them."""
+        found = self.predictive_log_density(params, self.data)
+        return calibration.Check(
+            found, self.reading(params, self.data, 0).y, self.marginal_draws(params, rng_key, self.data, num)
+        )
 
     def simulate(self, params: Params, rng_key: Array, data: Data, num: int) -> dict[str, Array]:
         """Joint draws of new observations at the rows of other data, and of the mean processes, ``(num, n)`` each."""
@@ -498,7 +509,7 @@ class MultiTaskProblem(ProcessProblem):
             lines.append(f"cluster {int(sizes.argmin())} is empty: fewer clusters say the same")
         if not change <= 1e-6:
             lines.append(f"responsibilities did not settle in {MAX_SWEEPS} sweeps (last change {change:.1e})")
-        return lines
+        return [*lines, "the data themselves: " + calibration.of_draws(self, params)]
 
 
 def _component(

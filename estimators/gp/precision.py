@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
+from .. import blocks
 from . import view
 
 BLOCK = 2**24
@@ -19,8 +20,7 @@ def condition(kernel: Any, X: Any, noise: Array) -> Array:
     No eigenvalue of a matrix is above the largest of those sums (Gershgorin), and none of K + S below the least noise.
     """
     n = view.num_rows(X)
-    blocks = view.row_blocks(X, view.row_block(n, n, BLOCK))
-    sums = lax.map(lambda rows: jnp.sum(jnp.abs(kernel(rows, X)), 1), blocks)
+    sums = blocks.apply(lambda rows: jnp.sum(jnp.abs(kernel(rows, X)), 1), X, blocks.size_of(n, BLOCK // n))
     return jnp.max(sums) / jnp.min(noise) + 1
 
 

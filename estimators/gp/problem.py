@@ -15,7 +15,7 @@ import numpyro.distributions as dist
 from jax import Array, lax, random
 
 from ..base import Data, Metrics, Params, Posterior, Problem
-from . import linalg
+from . import calibration, linalg
 from .posterior import FunctionPosterior
 from .quadrature import hermite, tilted
 from .view import Hyper, base, num_rows
@@ -32,6 +32,10 @@ def at_once(most: float) -> int:
     XLA's CPU back end locks up on factorisations side by side, as a batch and its remainder are.
     """
     return 1 if jax.default_backend() == "cpu" else int(np.clip(most, 1, AT_ONCE))
+
+
+Moments = dict[str, tuple[Array, Array]]
+"""Mean and variance of each function at some rows, ``(n,)`` each, by site."""
 
 
 class Forecast(eqx.Module):
@@ -180,7 +184,9 @@ class ProcessProblem(Problem):
 
     def predictive_log_density(self, params: Params, data: Data) -> Array:
         """log ∫ p(y_i | f_i) q(f_i) df_i of every row of other data, ``(n,)``."""
-        moments = _function_moments(self, params, data)
+        return self._log_density(params, data, _function_moments(self, params, data))
+
+    def _log_density(self, params: Params, data: Data, moments: Moments) -> Array:
         if len(moments) == 1:
             ((name, (mean, variance)),) = moments.items()
             return tilted(lambda f: self.hyper.read(params, data, {name: f}).log_prob, mean, variance)[0]
@@ -209,8 +215,9 @@ class ProcessProblem(Problem):
 
     def marginal_draws(self, params: Params, rng_key: Array, data: Data, num: int) -> Array:
         """Draws of each new observation by itself, ``(num, n)``."""
-        moments = _function_moments(self, params, data)
+        return self._marginal_draws(params, rng_key, data, num, _function_moments(self, params, data))
 
+    def _marginal_draws(self, params: Params, rng_key: Array, data: Data, num: int, moments: Moments) -> Array:
         def one(key: Array) -> Array:
             keys = random.split(key, len(moments) + 1)
             f = {
@@ -220,6 +227,20 @@ class ProcessProblem(Problem):
             return next(iter(self._observe(params, data, f, keys[0]).values()))
 
         return lax.map(one, random.split(rng_key, num), batch_size=min(num, 64))
+
+    def moments_for_check(self, params: Params) -> Moments:
+        """Of the functions at the data, for `check`."""
+        return _function_moments(self, params, self.data)
+
+    def check(self, params: Params, rng_key: Array, num: int) -> calibration.Check:
+        """Log predictive density and draws of every observation of the data, for `diagnose`."""
+        moments = self.moments_for_check(params)
+        sites = list(self.hyper.read(params, self.data).sites.values())
+        density = self._log_density(params, self.data, moments)
+        y = jnp.asarray(sites[0]["value"])
+        if len(sites) > 1 or y.ndim > 1:
+            return calibration.Check(density, y, None)
+        return calibration.Check(density, y, self._marginal_draws(params, rng_key, self.data, num, moments))
 
     def _observe(self, params: Params, data: Data, functions: dict[str, Array], rng_key: Array) -> dict[str, Array]:
         """New observations at given functions, by site."""
@@ -265,7 +286,7 @@ def log_density(y: Array, mean: Array, variance: Array) -> Array:
     return -0.5 * ((y - mean) ** 2 / variance + jnp.log(variance) + linalg.LOG_2PI)
 
 
-def _function_moments(problem: ProcessProblem, params: Params, data: Data) -> dict[str, tuple[Array, Array]]:
+def _function_moments(problem: ProcessProblem, params: Params, data: Data) -> Moments:
     processes = problem.hyper.read(params, data).processes
     out = {}
     for name, posterior in problem.functions(params).items():

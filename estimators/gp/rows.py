@@ -9,6 +9,9 @@ from jax import Array, random
 
 from ..base import Data
 
+MOST_CHECKED = 10**5
+"""Rows up to which `diagnose` predicts all of them."""
+
 
 def row_keys(data: Data, n: int) -> tuple[str, ...]:
     """Names of the arrays that have a row for each of n inputs."""

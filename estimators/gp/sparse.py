@@ -8,18 +8,21 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.scipy.linalg import solve_triangular
 
 from ..base import Data, Estimator, Params
-from . import inducing, linalg, view
-from .evidence import RegressionProblem
+from . import calibration, inducing, linalg, view
+from .evidence import RegressionProblem, without
 from .posterior import FunctionPosterior, Inducing
 from .problem import at_once, with_own
 from .view import gram
 
 METHODS = ("titsias", "fitc")
 NAME = "inducing_inputs"
+MOST_ELEMENTS = 1e8
+"""Of the matrix between inputs and inducing ones, up to which `diagnose` looks at all rows."""
 
 
 @dataclass(frozen=True)
@@ -138,19 +141,33 @@ class SparseProblem(RegressionProblem):
         f, log_ratio = inducing.draw(state, rng_key)
         return {self.function_name: f}, log_ratio + self.log_target(params, {self.site: f})
 
+    def residuals(self, params: Params) -> tuple[Array, Array]:
+        """Leave-one-out, inducing inputs and hyper-parameters as they are, ``(n,)`` each."""
+        r = self.hyper.regression(params, self.data)
+        c = collapse(r, self.Z(params), self.options.method == "fitc")
+        seen = solve_triangular(c.inner, c.scaled, lower=True)
+        # of the part of f that goes through the inducing values
+        mean, variance = without(
+            c.projected @ seen * jnp.sqrt(c.noise), jnp.sum(seen**2, 0) * c.noise, r.residual, c.noise
+        )
+        return r.residual - mean, variance + jnp.maximum(c.left_out, 0.0) + r.noise
+
     def remarks(self, params: Params) -> list[str]:
-        lines = []
-        if self.options.method == "titsias" and self.num_units * self.options.num_inducing < 1e8:
-            gap = float(_gap(self, params))
+        if self.num_units * self.options.num_inducing > MOST_ELEMENTS:
+            return []
+        gap, residual, variance = (np.asarray(v) for v in _remarks(self, params))
+        lines = ["left out one by one: " + calibration.of_moments(residual, variance)]
+        if self.options.method == "titsias":
             lines.append(
-                f"the bound gives up {gap:.2f} nats to the variance that {self.options.num_inducing} inducing "
-                f"inputs leave "
-                "unexplained" + (": more of them would tighten it" if gap > 1 else "")
+                f"the bound gives up {gap:.2f} nats to the variance that {self.options.num_inducing} inducing inputs "
+                "leave unexplained" + (": more of them would tighten it" if gap > 1 else "")
             )
         return lines
 
 
 @eqx.filter_jit
-def _gap(problem: SparseProblem, params: Params) -> Array:
+def _remarks(problem: SparseProblem, params: Params) -> tuple[Array, Array, Array]:
+    """What Titsias' bound gives up, and leave-one-out residuals and variances."""
     r = problem.hyper.regression(params, problem.data)
-    return 0.5 * jnp.sum(collapse(r, problem.Z(params), False).left_out / r.noise)
+    gap = 0.5 * jnp.sum(collapse(r, problem.Z(params), False).left_out / r.noise)
+    return gap, *problem.residuals(params)

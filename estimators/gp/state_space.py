@@ -15,8 +15,8 @@ from tinygp import GaussianProcess, kernels
 from tinygp.kernels import quasisep, stationary
 
 from ..base import Data, Estimator, Params
-from . import linalg
-from .evidence import RegressionProblem
+from . import calibration, linalg
+from .evidence import RegressionProblem, without
 from .posterior import FunctionPosterior
 from .problem import at_once
 from .view import Regression
@@ -153,15 +153,12 @@ class StateSpaceProblem(RegressionProblem):
         """Leave-one-out, from the smoothed marginals: taking an observation out of N(m, v) is a division."""
         r = self.ordered(params, self.data)
         mean, variance = smooth(r.kernel, r.X, r.noise, r.residual, jnp.ones(len(r.y), bool), self.parallel)
-        left = 1 / jnp.maximum(1 / variance - 1 / r.noise, 1e-300)
-        return r.residual - left * (mean / variance - r.residual / r.noise), left + r.noise
+        mean, left = without(mean, variance, r.residual, r.noise)
+        return r.residual - mean, left + r.noise
 
     def remarks(self, params: Params) -> list[str]:
         residual, variance = (np.asarray(v) for v in _residuals(self, params))
-        z = residual / np.sqrt(variance)
-        score = -0.5 * (z**2 + np.log(variance) + linalg.LOG_2PI)
-        inside = float(np.mean(np.abs(z) < 1.96))
-        return [f"left out one by one: log predictive density {score.mean():.3f} a row, {inside:.0%} in 95% intervals"]
+        return ["left out one by one: " + calibration.of_moments(residual, variance)]
 
 
 @eqx.filter_jit

@@ -13,7 +13,7 @@ from jax import Array
 from jax.scipy.linalg import solve_triangular
 
 from ..base import Data, Estimator, Metrics, Params
-from . import inducing, linalg, precision, rows, view
+from . import calibration, inducing, linalg, precision, rows, view
 from .posterior import FunctionPosterior, Inducing
 from .problem import ProcessProblem, with_own
 from .quadrature import NODES, hermite
@@ -88,10 +88,11 @@ class Natural(NamedTuple):
         return self.root @ (self.root.T @ self.shift)
 
 
-def natural(shift: Array, precision: Array) -> Natural:
-    factor = jnp.linalg.cholesky(precision)
+def natural(shift: Array, inverse: Array) -> Natural:
+    """From S⁻¹ m and S⁻¹."""
+    factor = jnp.linalg.cholesky(inverse)
     root = solve_triangular(factor, jnp.eye(len(shift), dtype=factor.dtype), lower=True).T
-    return Natural(shift, precision, root)
+    return Natural(shift, inverse, root)
 
 
 def divergence(mean: Array, root: Array) -> Array:
@@ -161,8 +162,8 @@ class SVGPProblem(ProcessProblem):
             old = memory[site]
             centred = means[site] - prior
             shift = scale * white @ (by_mean[site] - 2 * by_variance[site] * centred)
-            precision = jnp.eye(len(old.shift), dtype=white.dtype) - 2 * scale * (white * by_variance[site]) @ white.T
-            new = natural((1 - rho) * old.shift + rho * shift, (1 - rho) * old.precision + rho * precision)
+            inverse = jnp.eye(len(old.shift), dtype=white.dtype) - 2 * scale * (white * by_variance[site]) @ white.T
+            new = natural((1 - rho) * old.shift + rho * shift, (1 - rho) * old.precision + rho * inverse)
             good = jnp.isfinite(new.root[-1, -1]) & jnp.all(jnp.isfinite(new.shift))
             out[site] = jax.tree.map(lambda a, b, good=good: jnp.where(good, a, b), new, old)
         return out
@@ -212,13 +213,12 @@ class SVGPProblem(ProcessProblem):
 
     def remarks(self, params: Params) -> list[str]:
         lines = rows.remark(self.options.batch_size, self.num_units)
-        if self.num_units > 10**5:
+        if self.num_units > rows.MOST_CHECKED:
             return lines
-        value, score = (float(v) for v in _remarks(self, params))
-        lines.append(f"ELBO over all rows {value:.3f}; log predictive density of the data themselves {score:.3f} a row")
-        return lines
+        lines.append(f"ELBO over all rows {float(_elbo(self, params)):.3f}")
+        return [*lines, "the data themselves: " + calibration.of_draws(self, params)]
 
 
 @eqx.filter_jit
-def _remarks(problem: SVGPProblem, params: Params) -> tuple[Array, Array]:
-    return problem.objective(params, problem.data), jnp.mean(problem.predictive_log_density(params, problem.data))
+def _elbo(problem: SVGPProblem, params: Params) -> Array:
+    return problem.objective(params, problem.data)

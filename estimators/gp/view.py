@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jax import Array, lax, random
+from jax import Array, random
 from numpyro.primitives import Messenger
 from tinygp.noise import Diagonal
 from tinygp.numpyro_support import TinyDistribution
 
+from .. import blocks
 from ..base import Data, Params
 from ..likelihood import MAP, LikelihoodProblem
 from .distance import quick
@@ -66,25 +67,8 @@ def gram(kernel: Any, X: Any, Z: Any = None) -> Array:
     """Kernel matrix ``(n, m)``, recomputed where it is differentiated, some rows at a time in both passes."""
     other = X if Z is None else Z
     rows = jax.checkpoint(lambda k, a, b: k(a, b))
-    n = num_rows(X)
-    size = row_block(n, num_rows(other), BLOCK)
-    if size == n:
-        return rows(kernel, X, other)
-    blocks = lax.map(lambda x: rows(kernel, x, other), row_blocks(X, size))
-    return blocks.reshape(-1, blocks.shape[-1])[:n]
-
-
-def row_block(n: int, m: int, elements: int) -> int:
-    """Rows of an ``(n, m)`` matrix that make equal blocks of at most that many elements."""
-    return -(-n // -(-n // max(1, elements // max(m, 1))))
-
-
-def row_blocks(X: Any, size: int) -> Any:
-    """Rows in blocks ``(count, size)``, the last one filled up with the first row."""
-    n = num_rows(X)
-    index = jnp.arange(-(-n // size) * size)
-    index = jnp.where(index < n, index, 0).reshape(-1, size)
-    return jax.tree.map(lambda x: jnp.asarray(x)[index], X)
+    size = blocks.size_of(num_rows(X), BLOCK // num_rows(other))
+    return blocks.apply(lambda x: rows(kernel, x, other), X, size)
 
 
 def add_noise(matrix: Array, noise: Array) -> Array:
