@@ -34,7 +34,8 @@ class Transport(Distribution):
     Args:
         network: function of one x of shape `event_shape` and a scalar t, with values of shape `event_shape`.
         event_shape: of one datum.
-        rtol, atol: tolerances of the solver (diffrax, Tsitouras' method of order 5).
+        rtol, atol: tolerances of the solver (diffrax, Tsitouras' method of order 5). Training by the likelihood finds
+            what a loose solver gets wrong: at 1e-3 a density was learned that integrates to 1.07, at 1e-4 to 1.0007.
         trace: "exact" sums the divergence over all dimensions, at a cost of one derivative each; "hutchinson"
             estimates it by random directions (FFJORD).
         num_probes: of these directions.

@@ -1,16 +1,22 @@
 """Flows as NumPyro distributions: against quadrature, an empirical distribution function, and flowjax itself."""
 
+import flowjax.bijections
 import flowjax.distributions
 import flowjax.flows
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import pytest
 from jax import random
+from numpyro.contrib.module import eqx_module
 from scipy import stats
 
+import estimax
+from estimax.estimators import MLE
 from estimax.models.flows import FlowDensity
 from estimax.models.networks import LinearFlow
+from estimax.models.transport import observed
 
 
 def bent(size, num_layers=3):
@@ -49,6 +55,34 @@ def test_flowjax_flows_keep_their_density_and_draws():
     np.testing.assert_array_equal(density.log_prob(x), flow.log_prob(x))
     np.testing.assert_array_equal(density.sample(random.key(2), (4,)), flow.sample(random.key(2), (4,)))
     assert density.event_shape == (3,)
+
+
+def spline(x, batch_size=None):
+    """A neural spline flow, autoregressive."""
+    flow = flowjax.flows.masked_autoregressive_flow(
+        random.key(0), base_dist=flowjax.distributions.Normal(jnp.zeros(2)), flow_layers=2, nn_width=16,
+        transformer=flowjax.bijections.RationalQuadraticSpline(knots=6, interval=5),
+    )  # fmt: skip
+    with numpyro.plate("data", len(x), subsample_size=batch_size):
+        numpyro.sample("x", FlowDensity(eqx_module("flow", flow)), obs=numpyro.subsample(x, event_dim=1))
+
+
+@pytest.mark.long
+def test_a_spline_flow_learns_a_known_density_by_its_likelihood():
+    """A parabola with noise: of 4,000 other draws the mean log-density is within 0.08 nats of the truth, of which the
+    first weights are 0.9 off, and above it by no more than 4 standard errors."""
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 8000))
+    x = np.stack([a, 0.5 * a**2 + 0.5 * b], 1).astype(np.float32)
+    truth = stats.norm.logpdf(x[:, 0]) + stats.norm.logpdf(x[:, 1], 0.5 * x[:, 0] ** 2, 0.5)
+    data = {"x": x[:4000], "batch_size": 256}
+    gaps = {}
+    for num_steps in (1, 800):
+        fit = estimax.fit(spline, MLE(subsample=True), data, num_steps=num_steps, progress_bar=False)
+        gap = truth[4000:] - np.asarray(jax.jit(observed(spline, fit.params, data).log_prob)(x[4000:]))
+        gaps[num_steps] = gap.mean()
+    assert gaps[1] > 0.5
+    assert -4 * gap.std() / np.sqrt(4000) < gaps[800] < 0.08
 
 
 @pytest.mark.parametrize(
