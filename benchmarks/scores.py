@@ -345,7 +345,7 @@ def flow_matching() -> dict[str, Any]:
         end = flow.from_base(z)
         euler = np.asarray(z + flow.velocity(z, 1e-3))  # one step: right where paths are straight
         out[name] = {
-            "steps": num_steps, "steps_per_second": result.steps_per_second,
+            "steps": result.num_steps, "steps_per_second": result.steps_per_second,
             "mean_log_likelihood_minus_truth": gap.mean(), "ode": mmd(np.asarray(end), exact),
             "one_euler_step": mmd(euler, exact), "path_energy_excess": path_energy(flow, z, np.asarray(end)),
         }  # fmt: skip
@@ -366,7 +366,7 @@ def path_energy(flow: Flow, z: Any, end: np.ndarray) -> float:
 
 
 def digits() -> dict[str, Any]:
-    """Bits a pixel of held-out digits, by Hutchinson's and the exact trace."""
+    """Bits a pixel of held-out digits, by the exact trace and, at ten times its tolerance, by Hutchinson's."""
     began = time.perf_counter()
     result = fit(score_digits.model, estimators.DenoisingScoreMatching(), score_digits.data(), 10_000, 0.001)
     fitted = observed(score_digits.model, result.params, score_digits.data())
@@ -376,7 +376,8 @@ def digits() -> dict[str, Any]:
     for name, density in (("exact", fitted), ("hutchinson", rough)):
         call = eqx.filter_jit(lambda x, d=density: d.log_prob(x))
         bits = score_digits.bits_per_pixel(np.asarray(call(x)))
-        out[name] = {"bits_per_pixel": bits, "seconds": seconds(lambda c=call: c(x).block_until_ready())}
+        took = seconds(lambda c=call: c(x).block_until_ready())
+        out[name] = {"bits_per_pixel": bits, "tolerance": density.rtol, "seconds_of_100_images": took}
     out["training_bits_per_pixel"] = score_digits.bits_per_pixel(
         np.asarray(fitted.log_prob(score_digits.data()["x"][:100]))
     )
