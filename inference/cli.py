@@ -459,7 +459,7 @@ def _settings(args: argparse.Namespace) -> dict[str, str]:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from .compare import compare, fold
+    from .compare import compare, estimates_text, fold
 
     names = args.estimators or [n for n in DEFAULT_ESTIMATORS if n in available_estimators()]
     classes = [find_estimator(name) for name in names]
@@ -482,6 +482,8 @@ def _compare(args: argparse.Namespace) -> int:
     with _patient():
         width = shutil.get_terminal_size((160, 24)).columns if sys.stdout.isatty() else None
         print(result.report(width))
+        if estimates := estimates_text(result.estimates(), width):
+            print(f"\nestimates ± standard errors:\n{estimates}")
         if not args.quiet:
             if target.log_evidence is not None:
                 print(f"exact log evidence of this model: {target.log_evidence():.3f}")
@@ -527,7 +529,12 @@ def hints(comparison: Any) -> list[str]:
     advice: dict[str, list[str]] = {}
     starts: dict[str, None] = {}
     for name, result in comparison.results.items():
-        if name in comparison.errors or not has_posterior(result):  # nothing to draw from
+        if name in comparison.errors:
+            continue
+        if not has_posterior(result):  # nothing to draw from
+            with result.precision():
+                for line in result.problem.faults(result.unconstrained):
+                    advice.setdefault(line, []).append(name)
             continue
         diagnosis = result.diagnose(comparison.num_samples, seed=comparison.seed + 1)
         if diagnosis.start_report:

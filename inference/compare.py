@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import textwrap
 import unicodedata
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from .data import check_counts, check_estimator, check_model, prepare
 from .fit import DEFAULT_STEPS, fit
 from .result import FitResult
 from .start import Start, find_start
+from .summary import estimates_alone
 
 _log = logging.getLogger(__name__)
 
@@ -104,6 +106,23 @@ class Comparison:
             if np.isfinite(evidence):
                 groups.setdefault((evidence, elbo), []).append(str(name))
         return [names for names in groups.values() if len(names) > 1]
+
+    def estimates(self) -> pd.DataFrame:
+        """Parameters by point estimators, side by side: a row a scalar, and `estimate` and `std_err` under each name.
+
+        Standard errors are each estimator's own kind, as in `FitResult.summary`; NaN where it has none.
+        """
+        tables = {}
+        for name, result in self.results.items():
+            if name not in self.errors and result.is_point:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # `diagnose` says it
+                    try:
+                        table = result.summary()
+                    except (ValueError, TypeError, FloatingPointError):  # no errors, so the estimates alone
+                        table = estimates_alone(result.params)
+                tables[name] = table[["estimate", "std_err"]]
+        return pd.concat(tables, axis=1) if tables else pd.DataFrame()
 
     def to_arviz(self, num_samples: int = 1000) -> dict[str, Any]:
         """ArviZ containers by estimator, ready for ``arviz.plot_forest`` or ``arviz.compare``."""
@@ -456,6 +475,11 @@ def format_table(frame: pd.DataFrame, width: int | None = None) -> str:
     names = [str(n) for n in readable.index]
     columns = [_column("", names, left=True)]
     columns += [_column(str(h), [str(v) for v in readable[h]], left=h in _TEXT) for h in readable.columns]
+    return _blocks(columns, width)
+
+
+def _blocks(columns: Sequence[list[str]], width: int | None) -> str:
+    """Columns beside each other, folded into blocks that each begin with the first one."""
     blocks: list[list[list[str]]] = [[columns[0]]]
     for column in columns[1:]:
         used = sum(_width(c[0]) + 2 for c in blocks[-1])
@@ -466,6 +490,8 @@ def format_table(frame: pd.DataFrame, width: int | None = None) -> str:
 
 
 _TEXT = ("k̂", "status")
+MOST_ESTIMATES = 30
+"""Scalars that a terminal shows."""
 
 
 def _width(text: str) -> int:
@@ -473,7 +499,7 @@ def _width(text: str) -> int:
     return sum(not unicodedata.combining(c) for c in text)
 
 
-def _column(header: str, values: Sequence[str], left: bool) -> list[str]:
+def _column(header: str, values: Sequence[str], left: bool = False) -> list[str]:
     size = max(map(_width, [header, *values]))
     return [v + " " * (size - _width(v)) if left else " " * (size - _width(v)) + v for v in [header, *values]]
 
@@ -511,6 +537,21 @@ def _readable(frame: pd.DataFrame) -> pd.DataFrame:
     if "status" in frame and (frame["status"] != "finished").any():
         out["status"] = frame["status"]
     return out
+
+
+def estimates_text(table: pd.DataFrame, width: int | None = None) -> str:
+    """Estimates ± standard errors as a person reads them, a column an estimator; none where there are not two."""
+    names = list(dict.fromkeys(table.columns.get_level_values(0))) if len(table) else []
+    if len(names) < 2:
+        return ""
+    columns = [_column("", [str(n) for n in table.index[:MOST_ESTIMATES]], left=True)]
+    for name in names:
+        pairs = zip(table[name, "estimate"], table[name, "std_err"], strict=True)
+        values = ["–" if pd.isna(v) else f"{v:.4g}" if pd.isna(s) else f"{v:.4g} ± {s:.2g}" for v, s in pairs]
+        columns.append(_column(str(name), values[:MOST_ESTIMATES]))
+    rows = _blocks(columns, width)
+    left = len(table) - MOST_ESTIMATES
+    return f"{rows}\n... and {left} more" if left > 0 else rows
 
 
 def khat_text(khat: float, verdict: str) -> str:

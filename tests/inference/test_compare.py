@@ -10,9 +10,9 @@ import pytest
 from scipy import stats
 
 import estimax
-from estimax.estimators import ELBO, IWAE, VIS, Estimator, Problem
+from estimax.estimators import ELBO, IWAE, MLE, VIS, Estimator, Problem, ScoreMatching
 from estimax.inference import compare as module
-from estimax.inference.compare import format_table, iw_bound, posterior_error, to_markdown
+from estimax.inference.compare import estimates_text, format_table, iw_bound, posterior_error, to_markdown
 
 Y = np.array([0.3, 1.9, -0.2, 1.1, 0.8])
 OPTIONS = {"num_steps": 30, "progress_bar": False}
@@ -288,3 +288,24 @@ def test_posterior_error_against_hand_computation():
         posterior_error({"a": np.zeros((3, 2))}, reference)
     wild = posterior_error({"a": np.array([1e300, -1e300, np.inf])}, reference)
     assert not np.isfinite(wild[0])
+
+
+def test_point_estimates_stand_side_by_side():
+    """Score matching beside maximum likelihood of a normal: closed forms, and what is printed of them."""
+    x = np.random.default_rng(0).normal(1.0, 2.0, 100)
+
+    def normal(x):
+        mu = numpyro.param("mu", 0.0)
+        sd = numpyro.param("sd", 1.0, constraint=dist.constraints.positive)
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("x", dist.Normal(mu, sd), obs=x)
+
+    options = {"ml": MLE(), "sm": ScoreMatching(), "elbo": ELBO()}
+    found = estimax.compare(normal, options, {"x": x}, progress_bar=False, num_steps=20).estimates()
+    assert list(found.columns.get_level_values(0).unique()) == ["ml", "sm"]
+    for name in ("ml", "sm"):
+        np.testing.assert_allclose(found[name, "estimate"], [x.mean(), x.std()], rtol=1e-6)
+        np.testing.assert_allclose(found.loc["mu", (name, "std_err")], x.std() / 10, rtol=1e-4)
+    text = estimates_text(found)
+    assert f"{x.mean():.4g} ± {x.std() / 10:.2g}" in text.splitlines()[1]
+    assert estimates_text(found[["ml"]]) == ""
