@@ -65,9 +65,13 @@ def first_line(obj: Any) -> str:
 
 
 def own_arguments(cls: type) -> str:
-    """Constructor arguments of an estimator that the command line can spell, beyond those that a family shares."""
+    """Constructor arguments of an estimator that the command line can spell, beyond those that a family shares; its own
+    before those of the class that it extends."""
     shared = ("num_particles", "gradient", "vectorize_particles")
     spelled = [f for f in fields(cls).values() if isinstance(default(f), (str, int, float)) and f.name not in shared]
+    spelled.sort(
+        key=lambda f: next(i for i, c in enumerate(cls.__mro__) if f.name in vars(c).get("__annotations__", {}))
+    )
     return ", ".join(
         [f"{f.name}={default(f)}" for f in spelled[:MOST_ARGUMENTS]] + ["…"] * (len(spelled) > MOST_ARGUMENTS)
     )
