@@ -487,15 +487,21 @@ class LikelihoodProblem(Problem):
         units, rest, prior = self.terms(params, data, None if self.deterministic else rng_key)
         if self.options.robust:
             units = jnp.expm1(self.options.robust * units) / self.options.robust
-        likelihood = jnp.sum(self.weights * units) + rest
+        value = jnp.sum(self.weights * units) + rest
+        # only what counts: every operation on zeros is traced, differentiated and batched like any other
         power = getattr(self.options, "tempered", 1.0)
-        value = -(power * likelihood + prior)
+        if power != 1:
+            value = power * value
+        if self.options.has_prior or self.options.has_jacobian:
+            value = value + prior
+        value = -value
         if self.penalties is not None:
             value = value + self.penalties.smooth(params)
         return value
 
     def loss(self, params: Params, rng_key: Array, data: Data) -> tuple[Array, Metrics]:
-        return self.smooth(params, rng_key, data) + self.penalty(params), {}
+        value = self.smooth(params, rng_key, data)
+        return value if self.penalties is None else value + self.penalty(params), {}
 
     def penalty(self, params: Params) -> Array:
         return jnp.zeros(()) if self.penalties is None else self.penalties.value(params)

@@ -13,6 +13,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro
 from jax import Array, random
@@ -21,7 +22,6 @@ from jax.flatten_util import ravel_pytree
 from ..estimators.base import Params, Problem
 from . import curvature
 from .quasi_newton import SLOWEST
-from .solve import objective
 
 TOLERANCE = 1e-4
 """Of the decrement of a refit by gradients alone, in standard errors."""
@@ -47,7 +47,9 @@ def size(problem: Problem) -> int:
 
 
 def _loss(problem: Any, params: Params, altered: dict[str, Any]) -> Callable[[Array], Array]:
-    return objective(replace(problem, params=params, **altered))[1]
+    altered_problem, unravel = replace(problem, **altered), ravel_pytree(params)[1]
+    # not `solve.objective`: there is no line search that would ask whether the loss is finite
+    return lambda z: altered_problem.loss(unravel(curvature.off_zero(z)), random.key(0), altered_problem.data)[0]
 
 
 @eqx.filter_jit
@@ -59,9 +61,11 @@ def _simulated(problem: Any, params: Params, keys: Array) -> dict[str, Array]:
 def _gradients(problem: Any, params: Params, z: Array, altered: dict[str, Any]) -> tuple[Array, Array]:
     """Of the loss of every replicate at its own point ``(B, D)``; and these points in the user's space ``(B, P)``."""
     unravel = ravel_pytree(params)[1]
-    gradient = lambda z, altered: jax.grad(_loss(problem, params, altered))(z)  # noqa: E731
+    losses = jax.vmap(lambda z, altered: _loss(problem, params, altered)(z))
     values = lambda z: ravel_pytree(problem.constrain(unravel(z)))[0]  # noqa: E731
-    return jax.vmap(gradient)(z, altered), jax.vmap(values)(z)
+    # the derivative of the batch, not a batch of derivatives: nothing on the way back has to be batched
+    value, back = jax.vjp(lambda z: losses(z, altered), z)
+    return back(jnp.ones_like(value))[0], jax.vmap(values)(z)
 
 
 @eqx.filter_jit

@@ -84,7 +84,7 @@ def _each(one: Callable, *args: Any) -> Any:
 @jax.custom_jvp
 def _or_infinite(value: Array) -> Array:
     """Infinity for what is not finite, so that a line search turns back."""
-    return jnp.where(jnp.isfinite(value), value, jnp.inf)
+    return jax.lax.select(jax.lax.is_finite(value), value, jax.lax.full_like(value, jnp.inf))
 
 
 @_or_infinite.defjvp
