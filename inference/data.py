@@ -167,7 +167,11 @@ def check_model(model: Callable, data: dict[str, Any]) -> dict[str, Any]:
         )
     if any(kind == "mutable" for kind, _ in kinds.values()):
         raise ValueError(f"the model {name!r} has a numpyro.mutable site, which no estimator here carries along")
-    return _initial_params(model, data) if abstract else {}
+    try:
+        return _initial_params(model, data) if abstract else {}
+    except jax.errors.JaxRuntimeError as error:  # a check of the model's own, at values
+        message = str(error).strip().splitlines()[-1]
+        raise ValueError(f"the model {name!r} could not run on this data ({shapes(data)}): {message}") from error
 
 
 def _check_observed(name: str, observed: tuple[int, ...], expected: tuple[int, ...]) -> None:

@@ -75,6 +75,11 @@ def information_criteria(result: FitResult) -> pd.Series:
     under group or fused all but the log-likelihood and the number of units is NaN.
     """
     value, k = log_likelihood(result), num_params(result)
+    if not (result.has_curvature or result.problem.nonsmooth):
+        raise TypeError(
+            f"{type(result.estimator).__name__} has no information criteria here: its objective is no likelihood of "
+            "these parameters alone, or an estimate of one"
+        )
     with result.precision():  # counting may trace the model
         n = int(result.problem.num_units)  # type: ignore[attr-defined]
     if result.problem.nonsmooth:

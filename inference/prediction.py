@@ -164,7 +164,7 @@ def new_rows(result: FitResult, new: Any) -> dict[str, Any]:
     if unknown:
         raise ValueError(f"the model takes no argument {unknown[0]!r} (it was fitted with {', '.join(old)})")
     with result.precision():
-        given = {k: jax.tree.map(jnp.asarray, v) for k, v in new.items()}
+        given = {k: jax.tree.map(jnp.asarray, np.asarray(v) if isinstance(v, list) else v) for k, v in new.items()}
         for name, value in given.items():
             for a, b in zip(jax.tree.leaves(value), jax.tree.leaves(old[name]), strict=False):
                 if jnp.ndim(a) != jnp.ndim(b) or jnp.shape(a)[1:] != jnp.shape(b)[1:]:
@@ -175,6 +175,8 @@ def new_rows(result: FitResult, new: Any) -> dict[str, Any]:
                     raise ValueError(f"{name} holds values that are not finite")
         sizes = {jnp.shape(x)[0] for k in given for x in jax.tree.leaves(old[k]) if jnp.ndim(x)}
         news = {jnp.shape(x)[0] for v in given.values() for x in jax.tree.leaves(v) if jnp.ndim(x)}
+        if 0 in news:
+            raise ValueError(f"no rows to predict at: {', '.join(given)} is empty")
         if len(news) > 1:
             raise ValueError(f"the arrays given have different numbers of rows: {sorted(news)}")
         out: dict[str, Any] = {}

@@ -70,9 +70,9 @@ def _words(score: np.ndarray, inside: dict[int, np.ndarray]) -> str:
 def _of_binary(score: np.ndarray, y: np.ndarray, probability: np.ndarray) -> str:
     """An interval says nothing of zeros and ones: how often they come where they are expected does."""
     parts = [
-        f"of the {rows.sum()} rows with a probability {side} one half {y[rows].mean():.0%} are ones (mean probability "
-        f"{probability[rows].mean():.0%})"
+        f"rows with a probability {side} one half: {rows.sum()}, of which {y[rows].mean():.0%} are ones (mean "
+        f"probability {probability[rows].mean():.0%})"
         for side, rows in (("below", probability < 0.5), ("above", probability >= 0.5))
         if rows.any()
     ]
-    return f"log predictive density {score.mean():.3f} a row; " + ", ".join(parts)
+    return f"log predictive density {score.mean():.3f} a row; " + "; ".join(parts)

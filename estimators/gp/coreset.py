@@ -44,37 +44,35 @@ class CoresetGP(Estimator):
         return self.batch_size is None
 
     def __post_init__(self) -> None:
-        if not self.num_points >= 1:
-            raise ValueError(f"num_points must be at least 1, got {self.num_points!r}")
+        rows.check_counts(num_points=self.num_points)
 
     def problem(self, rng_key: Array, model: Callable, guide: Callable | None, data: Data) -> CoresetProblem:
         name = type(self).__name__
         hyper = view.create(self, rng_key, model, dict(data))
         view.check_rows(hyper, name, dict(data))
         problem = CoresetProblem(options=self, hyper=hyper, params=hyper.rest.params, data=dict(data))
-        kernel, X = _kernel_and_inputs(problem)
+        X = _inputs(problem)
         inducing.check(X, self.num_points, name, "num_points")
         rows.check_batch(self.batch_size, data, rows.row_keys(data, X.shape[0]), X.shape[0])
-        index = inducing.greedy(kernel, X, self.num_points)
-        targets, precisions = _first_sites(problem, index)
+        index, targets, precisions = _first_sites(problem, self.num_points)
         return with_own(problem, **{INPUTS: X[index], TARGETS: targets, LOG_PRECISION: jnp.log(precisions)})
 
 
 @eqx.filter_jit
-def _kernel_and_inputs(problem: CoresetProblem) -> tuple[Any, Any]:
-    process = problem.hyper.read(problem.params, problem.data).latent[problem.site]
-    return process.kernel, process.X
+def _inputs(problem: CoresetProblem) -> Any:
+    return problem.hyper.read(problem.params, problem.data).latent[problem.site].X
 
 
 @eqx.filter_jit
-def _first_sites(problem: CoresetProblem, index: Array) -> tuple[Array, Array]:
-    """Targets and precisions that the rows would have alone, each row standing for n/M of them."""
+def _first_sites(problem: CoresetProblem, num: int) -> tuple[Array, Array, Array]:
+    """Rows to start from, with the targets and precisions that they would have alone, each standing for n/M of them."""
     log_lik, process = problem.likelihood(problem.params, problem.data)
+    index = inducing.greedy(process.kernel, process.X, num)  # the kernel stays inside: it may close over a site
     prior = process.kernel(process.X) + process.noise
     _, mean, variance = tilted(log_lik, jnp.zeros_like(prior), prior)
     precisions = jnp.maximum(1 / variance - 1 / prior, 1e-3 / prior)
     targets = mean / variance / precisions
-    return targets[index], (precisions * (len(prior) / len(index)))[index]
+    return index, targets[index], (precisions * (len(prior) / len(index)))[index]
 
 
 class Pseudo(FunctionPosterior):

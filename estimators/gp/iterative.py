@@ -16,7 +16,7 @@ from matfree import decomp
 
 from .. import blocks
 from ..base import Data, Estimator, Metrics, Params
-from . import calibration, inducing, linalg, view
+from . import calibration, inducing, linalg, rows, view
 from .evidence import MOST_ROWS, RegressionProblem
 from .posterior import FunctionPosterior
 from .view import Regression, gram
@@ -52,9 +52,8 @@ class IterativeGP(Estimator):
     needs_guide = False
 
     def __post_init__(self) -> None:
-        for name in ("num_probes", "num_iterations", "rank", "variance_rank"):
-            if not getattr(self, name) >= 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
+        names = ("num_probes", "num_iterations", "rank", "variance_rank")
+        rows.check_counts(**{name: getattr(self, name) for name in names})
 
     def problem(self, rng_key: Array, model: Callable, guide: Callable | None, data: Data) -> IterativeProblem:
         return IterativeProblem.create(self, rng_key, model, data)
@@ -92,7 +91,7 @@ def rows_at_once(count: int, n: int) -> int:
 
 def matmul(kernel: Any, X: Any, v: Array) -> Array:
     """K v block by block; ``(n,)`` or ``(n, c)``."""
-    return blocks.apply(lambda rows: kernel(rows, X) @ v, X, rows_at_once(len(v), len(v)))
+    return blocks.apply(lambda x: kernel(x, X) @ v, X, rows_at_once(len(v), len(v)))
 
 
 def bilinear(kernel: Any, X: Any, left: Array, right: Array) -> Array:
@@ -117,6 +116,8 @@ class Estimate(NamedTuple):
     stderr: Array
     residual: Array
     """Of the worst solve, relative."""
+    least: Array
+    """Smallest Ritz value of any weight: not above zero, the covariance is not positive definite."""
     log_det: Array
     log_det_stderr: Array
     alpha: Array
@@ -141,8 +142,8 @@ def estimate(r: Regression, options: IterativeGP, rng_key: Array) -> Estimate:
 
     lanczos = decomp.tridiag_sym(steps, reortho="full")
 
-    def run(v: Array) -> tuple[Array, Array, Array]:
-        """vᵀ log(A) v, A⁻¹ v, and the relative residual of the latter."""
+    def run(v: Array) -> tuple[Array, Array, Array, Array]:
+        """vᵀ log(A) v, A⁻¹ v, the relative residual of the latter, and the smallest Ritz value."""
         found = lanczos(operator, v)
         basis, tridiagonal = found.Q_tall, found.J_small  # rows are the Lanczos vectors
         length = jnp.linalg.norm(v)
@@ -151,18 +152,20 @@ def estimate(r: Regression, options: IterativeGP, rng_key: Array) -> Estimate:
         form = length**2 * jnp.sum(first**2 * jnp.log(jnp.maximum(values, 1e-10)))
         inner = vectors @ (first / values)
         solution = length * inner @ basis
-        return form, solution, jnp.linalg.norm(found.residual) * jnp.abs(inner[-1])
+        # beyond an exhausted Krylov space the rest is rounding, of no weight
+        least = jnp.min(jnp.where(first**2 > jnp.finfo(v.dtype).eps ** 0.5, values, jnp.inf))
+        return form, solution, jnp.linalg.norm(found.residual) * jnp.abs(inner[-1]), least
 
     probes = random.rademacher(rng_key, (options.num_probes, n), r.y.dtype)
     right = P(r.residual / root)
-    forms, solutions, residuals = jax.vmap(run)(jnp.concatenate([right[None], probes]))
+    forms, solutions, residuals, least = jax.vmap(run)(jnp.concatenate([right[None], probes]))
     back = lambda v: P(v) / root  # noqa: E731
     log_det = P.log_det + jnp.sum(jnp.log(r.noise)) + jnp.mean(forms[1:])
     spread = jnp.std(forms[1:], ddof=1) if options.num_probes > 1 else jnp.asarray(jnp.nan)
     stderr = spread / jnp.sqrt(options.num_probes)
     value = -0.5 * (right @ solutions[0] + log_det + n * linalg.LOG_2PI)
     return Estimate(
-        value, 0.5 * stderr, jnp.max(residuals), log_det, stderr, back(solutions[0]),
+        value, 0.5 * stderr, jnp.max(residuals), jnp.min(least), log_det, stderr, back(solutions[0]),
         jax.vmap(back)(probes).T, jax.vmap(back)(solutions[1:]).T,
     )  # fmt: skip
 
@@ -211,8 +214,10 @@ class IterativeProblem(RegressionProblem):
         the solves serves both."""
         few = self.num_units <= MOST_ROWS
         found = [np.asarray(v) for v in _final(self, params, few)]
-        value, stderr, residual = (float(v) for v in found[:3])
+        value, stderr, residual, least = (float(v) for v in found[:4])
         faults = self.bad_noise(params) or self.imprecise(params)
+        if not faults and (not least > 0 or np.isnan(residual)):
+            faults.append(view.NOT_POSITIVE)
         if not faults and not residual <= 1:
             faults.append(
                 f"solves have failed (relative residual {residual:.1e}), so the log marginal likelihood is wrong by "
@@ -225,8 +230,8 @@ class IterativeProblem(RegressionProblem):
         ]
         if 0.01 < residual <= 1:
             lines.append("solves have not converged: raise num_iterations or rank")
-        if few:
-            lines.append("the data themselves: " + calibration.of_moments(*found[3:]))
+        if few and not faults:
+            lines.append("the data themselves: " + calibration.of_moments(*found[4:]))
         return faults, lines
 
     def posterior(self, params: Params) -> None:
@@ -235,15 +240,15 @@ class IterativeProblem(RegressionProblem):
 
 @eqx.filter_jit
 def _final(problem: IterativeProblem, params: Params, few: bool) -> tuple[Array, ...]:
-    """Value, standard error, residual; where there are few rows what the data differ from their predictions, with the
-    variances of these."""
+    """Value, standard error, residual and smallest Ritz value; where there are few rows also what the data differ from
+    their predictions, and the variances of these."""
     r = problem.hyper.regression(params, problem.data)
     if not few:
         e = estimate(r, problem.options, random.key(0))
-        return e.value, e.stderr, e.residual
+        return e.value, e.stderr, e.residual, e.least
     posterior, e = problem.projected(r)
     mean, variance = posterior.marginals(r.X)
-    return e.value, e.stderr, e.residual, r.residual - mean, variance + r.noise
+    return e.value, e.stderr, e.residual, e.least, r.residual - mean, variance + r.noise
 
 
 class Projected(FunctionPosterior):

@@ -297,6 +297,11 @@ class SitesProblem(ProcessProblem):
         log_sites = jnp.sum(state.sites.shift * f - 0.5 * state.sites.precision * f**2)
         return functions, self.log_target(params, functions) - log_sites + state.normaliser
 
+    def faults(self, params: Params) -> list[str]:
+        """The sites are found without a factor of the prior covariance, so that this is the place to see it has one."""
+        lines = self.bad_noise(params)
+        return lines if lines or bool(_positive(self, params)) else [view.NOT_POSITIVE]
+
     def moments_for_check(self, params: Params) -> Moments:
         """Given all rows but its own, by taking its site away."""
         _, K, process = self.parts(params, self.data)
@@ -319,6 +324,11 @@ class SitesProblem(ProcessProblem):
                 "may have several modes"
             )
         return lines
+
+
+@eqx.filter_jit
+def _positive(problem: SitesProblem, params: Params) -> Array:
+    return jnp.isfinite(linalg.jittered_cholesky(problem.parts(params, problem.data)[1])[0][-1, -1])
 
 
 @eqx.filter_jit

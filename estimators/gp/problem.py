@@ -18,7 +18,7 @@ from ..base import Data, Metrics, Params, Posterior, Problem
 from . import calibration, linalg
 from .posterior import FunctionPosterior
 from .quadrature import hermite, tilted
-from .view import Hyper, base, num_rows
+from .view import NOT_POSITIVE, Hyper, base, num_rows
 
 AT_ONCE = 4
 """Most losses under one vmap."""
@@ -125,11 +125,8 @@ class ProcessProblem(Problem):
         if bad := self.bad_noise(params):
             return bad[0]
         double = jnp.result_type(float) == jnp.float64
-        return (
-            "the kernel matrix is not positive definite at these hyper-parameters, whatever the jitter: is the "
-            "kernel a valid one, and are its inputs finite?"
-            + ("" if double else ' This is single precision: set jax.config.update("jax_enable_x64", True)')
-        )
+        way_out = "" if double else ' This is single precision: set jax.config.update("jax_enable_x64", True)'
+        return NOT_POSITIVE + way_out
 
     def bad_noise(self, params: Params) -> list[str]:
         """In words, which noise is negative or not a number: a jitter may hide that from the factorisation."""

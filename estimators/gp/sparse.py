@@ -13,7 +13,7 @@ from jax import Array
 from jax.scipy.linalg import solve_triangular
 
 from ..base import Data, Estimator, Params
-from . import calibration, inducing, linalg, view
+from . import calibration, inducing, linalg, rows, view
 from .evidence import RegressionProblem, without
 from .posterior import FunctionPosterior, Inducing
 from .problem import at_once, with_own
@@ -50,8 +50,7 @@ class SparseGP(Estimator):
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
-        if not self.num_inducing >= 1:
-            raise ValueError(f"num_inducing must be at least 1, got {self.num_inducing!r}")
+        rows.check_counts(num_inducing=self.num_inducing)
 
     def problem(self, rng_key: Array, model: Callable, guide: Callable | None, data: Data) -> SparseProblem:
         problem = SparseProblem.create(self, rng_key, model, data, inputs=None)
@@ -62,16 +61,20 @@ class SparseGP(Estimator):
 
 
 @eqx.filter_jit
-def kernel_and_inputs(problem: RegressionProblem) -> tuple[Any, Any]:
-    """Kernel at the initial hyper-parameters, and the inputs."""
+def _inputs(problem: RegressionProblem) -> Any:
+    return problem.hyper.regression(problem.params, problem.data).X
+
+
+@eqx.filter_jit
+def _greedy(problem: RegressionProblem, num: int) -> Array:
+    """Rows to start from. The kernel stays inside: it may close over hyper-parameters."""
     r = problem.hyper.regression(problem.params, problem.data)
-    return r.kernel, r.X
+    return r.X[inducing.greedy(r.kernel, r.X, num)]
 
 
 def initial_inputs(problem: RegressionProblem, num: int, name: str) -> Array:
-    kernel, X = kernel_and_inputs(problem)
-    inducing.check(X, num, name)
-    return X[inducing.greedy(kernel, X, num)]
+    inducing.check(_inputs(problem), num, name)
+    return _greedy(problem, num)
 
 
 class Collapsed(NamedTuple):

@@ -44,8 +44,7 @@ class SVGP(Estimator):
     needs_guide = False
 
     def __post_init__(self) -> None:
-        if not self.num_inducing >= 1:
-            raise ValueError(f"num_inducing must be at least 1, got {self.num_inducing!r}")
+        rows.check_counts(num_inducing=self.num_inducing)
         if not 0 < self.natural_step <= 1:
             raise ValueError(f"natural_step must lie in (0, 1], got {self.natural_step!r}")
 
@@ -54,19 +53,30 @@ class SVGP(Estimator):
         hyper = view.create(self, rng_key, model, dict(data))
         view.check_rows(hyper, name, dict(data), max(NODES))
         problem = SVGPProblem(options=self, hyper=hyper, params=hyper.rest.params, data=dict(data))
-        processes = eqx.filter_jit(lambda p: p.hyper.read(p.params, p.data).latent)(problem)
+        everywhere = _inputs(problem)
         keys = rows.row_keys(data, problem.num_units)
         rows.check_batch(self.batch_size, data, keys, problem.num_units)
-        inputs = {}
-        for site, process in processes.items():
-            inducing.check(process.X, self.num_inducing, name)
-            inputs[site] = process.X[inducing.greedy(process.kernel, process.X, self.num_inducing)]
+        for X in everywhere.values():
+            inducing.check(X, self.num_inducing, name)
+        inputs = _greedy(problem, self.num_inducing)
         zeros = jnp.zeros(self.num_inducing, next(iter(inputs.values())).dtype)
         eye = jnp.eye(self.num_inducing, dtype=zeros.dtype)
         problem = replace(problem, memory={s: Natural(zeros, eye, eye) for s in inputs})
         if self.optimise_inducing:
             return with_own(problem, **{_inputs_name(s): Z for s, Z in inputs.items()})
         return replace(problem, inputs=inputs)
+
+
+@eqx.filter_jit
+def _inputs(problem: SVGPProblem) -> dict[str, Any]:
+    return {site: p.X for site, p in problem.hyper.read(problem.params, problem.data).latent.items()}
+
+
+@eqx.filter_jit
+def _greedy(problem: SVGPProblem, num: int) -> dict[str, Array]:
+    """Rows of each process to start from. Kernels stay inside: one may close over hyper-parameters."""
+    latent = problem.hyper.read(problem.params, problem.data).latent
+    return {site: p.X[inducing.greedy(p.kernel, p.X, num)] for site, p in latent.items()}
 
 
 def _inputs_name(site: str) -> str:

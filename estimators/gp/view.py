@@ -18,6 +18,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import Array, random
 from numpyro.primitives import Messenger
+from tinygp.kernels.quasisep import Quasisep
 from tinygp.noise import Diagonal
 from tinygp.numpyro_support import TinyDistribution
 
@@ -26,6 +27,10 @@ from ..base import Data, Params
 from ..likelihood import MAP, LikelihoodProblem
 from .distance import quick
 
+NOT_POSITIVE = (
+    "the kernel matrix is not positive definite at these hyper-parameters, whatever the jitter: is the kernel a valid "
+    "one, and are its inputs finite?"
+)
 BLOCK = 2**17
 """Elements of a kernel matrix that are computed at once: they and what they are made of stay in the cache."""
 
@@ -275,6 +280,8 @@ def _check_processes(model: Callable, data: Data, name: str) -> None:
         probe = _Probe(model, None)
         handlers.trace(handlers.substitute(handlers.seed(probe, key), substitute_fn=init_to_uniform)).get_trace(**data)
         found.update(probe.found)
+        for site, (gp, _) in probe.found.items():
+            _check_sorted(site, gp)
         return jnp.zeros(())
 
     jax.eval_shape(run, random.key(0))
@@ -282,6 +289,22 @@ def _check_processes(model: Callable, data: Data, name: str) -> None:
         raise ValueError(
             f"{name} needs a Gaussian process: a site like numpyro.sample('f', tinygp.GaussianProcess(kernel, X, "
             "diag=noise).numpyro_dist()), observed or with a likelihood; the model has none"
+        )
+
+
+def _check_sorted(site: str, gp: Any) -> None:
+    """Whether the inputs of a quasiseparable kernel ascend, which tinygp wants when it builds the process.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if not isinstance(gp.kernel, Quasisep) or isinstance(gp.X, jax.core.Tracer) or np.ndim(gp.X) != 1:
+        return
+    if (down := np.flatnonzero(np.diff(np.asarray(gp.X)) < 0)).size:
+        raise ValueError(
+            f"the inputs of the process {site!r} descend after row {down[0]}, and the model has a kernel of "
+            "tinygp.kernels.quasisep, which wants them sorted: sort the rows of the data, or take the kernel of the "
+            "same name in tinygp.kernels, which StateSpaceGP sorts by itself"
         )
 
 
@@ -344,8 +367,8 @@ def check_rows(hyper: Hyper, name: str, data: Data, most: int = 1) -> None:
     """Whether every observation depends on the latent processes at its own row alone.
 
     Raises:
-        ValueError: an observed process, more than `most` latent ones, observations of another shape, or discrete
-            latents.
+        ValueError: observations outside of their support, an observed process, more than `most` latent ones,
+            observations of another shape, or discrete latents.
     """
     if hyper.observed:
         raise ValueError(
@@ -361,6 +384,7 @@ def check_rows(hyper: Hyper, name: str, data: Data, most: int = 1) -> None:
         )
     if hyper.rest.roles.enumerated:
         raise ValueError(f"{name} cannot sum out {hyper.rest.roles.enumerated[0].name!r}: use a mixture distribution")
+    check_support(hyper, data)
     ok = eqx.filter_jit(_rows_depend)(hyper, data)
     shape, rows = ok[0].shape, ok[1].shape
     if shape[:1] != rows:
@@ -374,6 +398,31 @@ def check_rows(hyper: Hyper, name: str, data: Data, most: int = 1) -> None:
             f"the observation of a row depends on the process at other rows, which {name} cannot have: p(y_i | "
             f"f_i) only"
         )
+
+
+def check_support(hyper: Hyper, data: Data) -> None:
+    """Whether the observations can come from their distributions.
+
+    Raises:
+        ValueError: one that cannot, naming its site, row and value.
+    """
+    for site, (inside, value) in _supported(hyper, data).items():
+        if not inside.all():
+            row = int(np.argmin(inside))
+            raise ValueError(
+                f"row {row} of site {site!r} is {np.asarray(value)[row]}, which its distribution never gives "
+                f"({int((~inside).sum())} such rows)"
+            )
+
+
+def _supported(hyper: Hyper, data: Data) -> dict[str, tuple[np.ndarray, Any]]:
+    """Which rows are inside of the support of their distribution, and the values."""
+
+    def run(data: Data) -> dict[str, tuple[Array, Any]]:
+        sites = hyper.read(hyper.rest.params, data).sites
+        return {n: (_by_row(~s["fn"].support(s["value"])) == 0, s["value"]) for n, s in sites.items()}
+
+    return {n: (np.asarray(inside), value) for n, (inside, value) in eqx.filter_jit(run)(data).items()}
 
 
 def _rows_depend(hyper: Hyper, data: Data) -> tuple[Array, Array, Array]:

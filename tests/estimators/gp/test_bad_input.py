@@ -9,9 +9,18 @@ import pytest
 from tinygp import GaussianProcess, kernels
 
 import estimax
-from estimax.estimators import SVGP, CoresetGP, GPEvidence, SparseGP, StateSpaceGP
+from estimax.estimators import (
+    SVGP,
+    CoresetGP,
+    GPEvidence,
+    IterativeGP,
+    LeaveOneOut,
+    NonConjugateGP,
+    SparseGP,
+    StateSpaceGP,
+)
 
-from .conftest import latent_model, pose
+from .conftest import binary_model, latent_model, pose
 
 X = np.linspace(0.0, 1.0, 8)
 DATA = {"X": X, "y": np.sin(X)}
@@ -89,3 +98,73 @@ def test_more_inducing_inputs_than_distinct_ones_are_refused(estimator, x64):
 def test_a_batch_of_more_than_all_rows_is_said(estimator):
     problem = pose(estimator, latent_model, DATA)
     assert "batch_size=100 is more than the 8 rows: every step took them all" in problem.remarks(problem.params)
+
+
+@pytest.mark.parametrize("make", [SparseGP, SVGP, CoresetGP, lambda m: IterativeGP(rank=m)])
+@pytest.mark.parametrize("number", [2.5, "5", 0, True])
+def test_numbers_of_inducing_inputs_are_whole(make, number):
+    with pytest.raises(ValueError, match=r"must be at least 1, an integer; got"):
+        make(number)
+
+
+def test_observations_that_cannot_be_are_named_by_row(x64):
+    y = np.array([0.0, 1, 1, 2, 0, 0, 1, 0])
+    with pytest.raises(
+        ValueError, match=r"row 3 of site 'y' is 2.0, which its distribution never gives \(1 such rows\)"
+    ):
+        pose(NonConjugateGP(), binary_model, {"X": X, "y": y})
+
+
+def closed_over(sign):
+    """A kernel whose function closes over a hyper-parameter, exponential or (with -1) not positive definite."""
+
+    def model(X, y):
+        length = numpyro.param("length", 1.0, constraint=dist.constraints.positive)
+        kernel = kernels.Custom(lambda a, b: sign * jnp.exp(-jnp.abs(a - b) / length))
+        f = numpyro.sample("f", GaussianProcess(kernel, X, diag=1e-8).numpyro_dist())
+        numpyro.sample("y", dist.Normal(f, 0.3), obs=y)
+
+    return model
+
+
+@pytest.mark.parametrize("estimator", [SparseGP(8), CoresetGP(8), SVGP(8, None, 1.0)])
+def test_kernels_that_close_over_hyper_parameters(estimator, x64):
+    """With inducing inputs at all rows SparseGP has the exact evidence; the others pose their problems."""
+    problem = pose(estimator, closed_over(1.0), DATA)
+    if isinstance(estimator, SparseGP):
+        exact = pose(GPEvidence(), closed_over(1.0), DATA)
+        found, truth = (float(p.objective(p.params, p.data)) for p in (problem, exact))
+        assert found == pytest.approx(truth, abs=1e-5)
+
+
+@pytest.mark.parametrize("estimator", [IterativeGP(), NonConjugateGP()])
+def test_kernels_that_are_none_are_faults_where_no_factor_is_taken(estimator, x64):
+    bad = pose(estimator, closed_over(-1.0), DATA)
+    (line,) = bad.faults(bad.params)
+    assert "not positive definite" in line
+    good = pose(estimator, closed_over(1.0), DATA)
+    assert good.faults(good.params) == []
+
+
+def test_a_pseudo_likelihood_has_no_information_criteria(x64):
+    result = estimax.fit(fixed_noise(0.1), LeaveOneOut(), DATA, progress_bar=False)
+    with pytest.raises(TypeError, match="LeaveOneOut has no information criteria"):
+        result.information_criteria()
+
+
+def test_predictions_take_lists_and_refuse_no_rows(x64):
+    result = estimax.fit(fixed_noise(0.1), GPEvidence(), DATA, progress_bar=False)
+    np.testing.assert_allclose(result.predict([0.2, 0.3]).mean, result.predict(np.array([0.2, 0.3])).mean)
+    with pytest.raises(ValueError, match="no rows to predict at: X is empty"):
+        result.predict([])
+
+
+def test_unsorted_inputs_of_a_quasiseparable_kernel_are_said():
+    def model(X, y):
+        length = numpyro.sample("length", dist.LogNormal(0.0, 1.0))
+        gp = GaussianProcess(kernels.quasisep.Matern32(length), X, diag=0.1)
+        numpyro.sample("y", gp.numpyro_dist(), obs=y)
+
+    data = {"X": X[[0, 2, 1, 3]], "y": DATA["y"][:4]}
+    with pytest.raises(ValueError, match=r"process 'y' descend after row 1.*sort the rows"):
+        pose(StateSpaceGP(), model, data)

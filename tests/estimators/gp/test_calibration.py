@@ -55,8 +55,8 @@ def test_iterations_predict_the_data_as_the_dense_formula_does_and_are_run_once(
     C, K, r = dense(series["X"]), dense(series["X"], noise=False), series["y"] - 0.5
     gain = np.linalg.solve(C, K)
     mean, variance = gain.T @ r, np.diag(K - K @ gain) + TRUTH["noise"] ** 2
-    np.testing.assert_allclose(found[3], r - mean, atol=1e-6)
-    np.testing.assert_allclose(found[4], variance, atol=1e-6)
+    np.testing.assert_allclose(found[4], r - mean, atol=1e-6)
+    np.testing.assert_allclose(found[5], variance, atol=1e-6)
     density = stats.norm.logpdf(r, mean, np.sqrt(variance)).mean()
     inside = np.mean(np.abs(r - mean) < stats.norm.ppf(0.95) * np.sqrt(variance))
     assert f"log predictive density {density:.3f} a row" in words
@@ -96,7 +96,7 @@ def test_zeros_and_ones_are_counted_where_they_are_expected(series, estimator):
     below = np.asarray(draws) < 0.5
     if below.any():
         share = data["y"][below].mean()
-        assert f"of the {below.sum()} rows with a probability below one half {share:.0%} are ones" in words
+        assert f"rows with a probability below one half: {below.sum()}, of which {share:.0%} are ones" in words
 
 
 def test_rows_of_several_numbers_have_a_density_only():
