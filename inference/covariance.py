@@ -22,6 +22,7 @@ from jax.flatten_util import ravel_pytree
 from ..estimators.base import Params, Problem
 from ..estimators.likelihood import freeze_covariance
 from . import bootstrap, curvature
+from .data import check_counts
 from .solve import objective, rows_at_once
 from .summary import labels
 
@@ -184,9 +185,15 @@ def compute(result: FitResult, kind: Any = None, *, num_replicates: int = NUM_RE
     else:
         if not np.isfinite(hessian).all():
             raise ValueError(f'covariance="{name}" refits from the estimate, where {notes[0]}')
+        check_counts(num_replicates=num_replicates)
         parametric = name == "parametric_bootstrap"
         refits = bootstrap.refit(problem, params, hessian, num_replicates, seed, parametric=parametric)
         good = np.isfinite(refits.values).all(1) & refits.converged
+        if good.sum() < 2:
+            raise ValueError(
+                f'covariance="{name}" needs two refits or more, and {good.sum()} of num_replicates={num_replicates} '
+                "converged: take more replicates (1,000 for percentiles), or look at result.diagnose()"
+            )
         if good.mean() < 0.95:
             notes.append(f"{np.sum(~good)} of {len(good)} refits did not converge and are left out")
         replicates = refits.values[good]

@@ -76,6 +76,19 @@ def test_covariance_and_estimate(line):
     np.testing.assert_allclose(covariance.estimate, np.append(result.params["b"], result.params["sigma"]))
 
 
+@pytest.mark.parametrize(
+    ("num_replicates", "message"),
+    [
+        (0, "num_replicates must be an integer of at least 1, got 0"),
+        ("all", "num_replicates must be an integer of at least 1, got 'all'"),
+        (1, "two refits or more, and 1 of num_replicates=1 converged"),
+    ],
+)
+def test_number_of_replicates(line, num_replicates, message):
+    with pytest.raises(ValueError, match=message):
+        line[0].covariance("bootstrap", num_replicates=num_replicates)
+
+
 @pytest.mark.long
 def test_some_resamples_are_separated():
     """Those run off by careful steps and are named; the others equal statsmodels."""
