@@ -392,7 +392,14 @@ def _take(draws: dict[str, Array], table: np.ndarray, local_axes: dict[str, tupl
 
 @eqx.filter_jit
 def _gradients(problem: Problem, params: Any, keys: Array) -> dict[str, Any]:
-    return jax.lax.map(lambda key: problem.gradient_parts(params, key, problem.data), keys, batch_size=16)
+    def one(key: Array) -> dict[str, Any]:
+        if problem.memory is None:
+            return problem.gradient_parts(params, key, problem.data)
+        refresh_key, key = random.split(key)  # chains, say, are drawn in between
+        memory = problem.refresh(problem.memory, params, refresh_key)
+        return problem.with_memory(memory).gradient_parts(params, key, problem.data)
+
+    return jax.lax.map(one, keys, batch_size=16)
 
 
 def gradient_snr(
