@@ -25,7 +25,7 @@ class GPEvidence(Estimator):
     """Exact marginal likelihood of a Gaussian process with Gaussian noise.
 
     Minimises −log N(y | m, K + σ²I) − log prior(hyper-parameters), in double precision by one Cholesky factorisation,
-    O(n³) time and three to three and a half n × n arrays (Gaussian Processes for Machine Learning, eq. 2.30 and 5.9).
+    O(n³) time and little more than three n × n arrays (Gaussian Processes for Machine Learning, eq. 2.30 and 5.9).
     Hyper-parameters are the `param` and continuous latent sites of the model; those with a prior are at their joint
     mode (MAP-II). The jitter, where the matrix needs one, is the least of 1e-12, 1e-11, ... of its mean diagonal, and
     `diagnose` reports it.

@@ -115,7 +115,7 @@ def log_normal(covariance: Array, residual: Array) -> Array:
     """log N(residual | 0, covariance), nats; ``(n, n)`` and ``(n,)``.
 
     Its derivative is ½ tr((ααᵀ − K⁻¹) dK) − αᵀ dr with α = K⁻¹ r (Gaussian Processes for Machine Learning, eq. 5.9):
-    one factorisation and one inverse serve value and gradient, in about three n × n arrays.
+    one factorisation and one inverse serve value and gradient, in little more than three n × n arrays.
     """
     return _log_normal_of(factorise(covariance)[0], residual)
 
