@@ -171,7 +171,7 @@ class ProcessProblem(Problem):
         def at(node: Array) -> tuple[Array, Array]:
             f = {n: m + jnp.sqrt(v) * node[i] for i, (n, (m, v)) in enumerate(moments.items())}
             (site,) = self.hyper.read(params, data, f).sites.values()
-            return site["fn"].mean, site["fn"].variance
+            return _moments(site["fn"])
 
         means, variances = lax.map(at, nodes)
         mean = jnp.sum(weights * means, 0)
@@ -276,6 +276,16 @@ def _least_noise(problem: ProcessProblem, params: Params) -> dict[str, Array]:
 @eqx.filter_jit
 def _inputs_of(problem: ProcessProblem, params: Params) -> Any:
     return next(iter(problem.hyper.read(params, problem.data).processes.values())).X
+
+
+def _moments(fn: Any) -> tuple[Array, Array]:
+    """Mean and variance; of categories (ordinal data) by their numbers, where NumPyro has NaN."""
+    own = base(fn)
+    if not isinstance(own, (dist.CategoricalProbs, dist.CategoricalLogits)):
+        return fn.mean, fn.variance
+    number = jnp.arange(own.probs.shape[-1])
+    mean = own.probs @ number
+    return mean, own.probs @ number**2 - mean**2
 
 
 def log_density(y: Array, mean: Array, variance: Array) -> Array:

@@ -123,6 +123,24 @@ def test_predictions_are_those_of_quadrature(binary):
     np.testing.assert_allclose(log_density, np.log([found.mean[0], 1 - found.mean[1]]), rtol=1e-9)
 
 
+def test_predicted_categories_have_the_moments_of_their_probabilities():
+    cuts = np.array([-1.0, 0.5])
+
+    def model(X, y):
+        length = numpyro.param("length", 1.0, constraint=dist.constraints.positive)
+        f = numpyro.sample("f", GaussianProcess(kernels.ExpSquared(length), X, diag=1e-8).numpyro_dist())
+        numpyro.sample("y", dist.OrderedLogistic(f, jnp.asarray(cuts)), obs=y)
+
+    problem = pose(NonConjugateGP("ep"), model, {"X": np.array([0.0, 0.7, 1.9]), "y": np.array([0, 1, 2])})
+    new = {"X": jnp.array([0.3]), "y": jnp.array([0])}
+    found = jax.jit(lambda p: problem.forecast(p, new))(problem.params)
+    grid = np.linspace(-12, 12, 20001)
+    density = stats.norm.pdf(grid, found.function_mean["f"][0], np.sqrt(found.function_variance["f"][0]))
+    above = [np.trapezoid(density * special.expit(grid - c), grid) for c in cuts]  # P(y > 0), P(y > 1)
+    assert found.mean[0] == pytest.approx(sum(above), rel=1e-6)
+    assert found.variance[0] == pytest.approx(above[0] + 3 * above[1] - sum(above) ** 2, rel=1e-6)
+
+
 LIKELIHOODS = {
     "poisson": (lambda f: dist.Poisson(jnp.exp(f)), np.array([0, 3, 40, 1, 0, 2.0])),
     "negative_binomial": (lambda f: dist.NegativeBinomial2(jnp.exp(f), 2.0), np.array([0, 3, 40, 1, 0, 2.0])),
