@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -11,6 +12,8 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 from jax import random
 from numpyro import handlers
 from numpyro.infer.initialization import init_to_uniform
@@ -155,10 +158,10 @@ def check_model(model: Callable, data: dict[str, Any]) -> dict[str, Any]:
     try:
         abstract = jax.eval_shape(run, random.key(0))
     except Exception as error:
-        message = str(error).split("\n--------------------")[0].strip()
+        message = f"{type(error).__name__}: {str(error).split(chr(10) + '-' * 20)[0].strip()}"
+        message = _refused_argument(model, data) or message
         raise ValueError(
-            f"the model {name!r} could not run on this data ({shapes(data) or 'no data'}): "
-            f"{type(error).__name__}: {message}"
+            f"the model {name!r} could not run on this data ({shapes(data) or 'no data'}): {message}"
         ) from error
     if not any(kind == "sample" and observed for kind, observed in kinds.values()):
         raise ValueError(
@@ -172,6 +175,34 @@ def check_model(model: Callable, data: dict[str, Any]) -> dict[str, Any]:
     except jax.errors.JaxRuntimeError as error:  # a check of the model's own, at values
         message = str(error).strip().splitlines()[-1]
         raise ValueError(f"the model {name!r} could not run on this data ({shapes(data)}): {message}") from error
+
+
+def _refused_argument(model: Callable, data: dict[str, Any]) -> str:
+    """Site and value of what NumPyro's validation refuses, which names neither; "" where the error is another."""
+    found = []
+
+    def run(key: Any) -> None:
+        with numpyro.validation_enabled(False):
+            tr = _feasible_trace(model, data, key)
+        for site, s in tr.items():
+            fn = s.get("fn") if s["type"] == "sample" else None
+            while isinstance(fn, (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)):
+                fn = fn.base_dist
+            for argument, constraint in getattr(fn, "arg_constraints", {}).items():
+                value = getattr(fn, argument, None)
+                if value is None or isinstance(value, jax.core.Tracer) or dist.constraints.is_dependent(constraint):
+                    continue
+                with contextlib.suppress(TypeError, ValueError):
+                    bad = ~np.asarray(constraint(np.asarray(value)), bool)
+                    if bad.any():
+                        index, where = _first(bad)
+                        wrong = " ".join(str(np.asarray(value)[index]).split())
+                        found.append(f"site {site!r}: {argument}{where} of its {type(fn).__name__} is {wrong}, outside "
+                                     f"of {constraint}")  # fmt: skip
+
+    with contextlib.suppress(Exception):  # the error that is being explained stands then
+        jax.eval_shape(run, random.key(0))
+    return found[0] if found else ""
 
 
 def _check_observed(name: str, observed: tuple[int, ...], expected: tuple[int, ...]) -> None:

@@ -126,6 +126,26 @@ def test_shape_mismatch_gives_the_shapes_of_all_data():
     refused({"x": X, "y": X[:4]}, "'line'", "x (6,)", "y (4,)", "site 'y' observes shape (4,)", "(6,)")
 
 
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (lambda: dist.Normal(np.zeros(3), np.array([1.0, -2.0, 1.0])), ("scale[1] of its Normal is -2.0", "Positive")),
+        (lambda: dist.Normal(np.zeros(3), np.nan).to_event(1), ("scale[0] of its Normal is nan",)),
+        (lambda: dist.Poisson(-1.0), ("rate of its Poisson is -1.0", "GreaterThanEq")),
+        (
+            lambda: dist.MultivariateNormal(np.zeros(3), -np.eye(3)),
+            ("covariance_matrix of its MultivariateNormal is", "PositiveDefinite"),
+        ),
+    ],
+)
+def test_argument_of_a_distribution_is_named_with_its_site(bad, words):
+    def model(y):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", bad(), obs=y + 0 * z)
+
+    refused({"y": X[:3]}, "site 'y': ", *words, model=model)
+
+
 def test_model_that_raises_keeps_its_own_words():
     def model(y):
         raise KeyError("what the model wants")
