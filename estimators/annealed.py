@@ -12,7 +12,7 @@ from jax import Array, lax, random
 
 from . import data_argument, moves
 from . import noise as noises
-from .checks import check_count
+from .checks import check_counts
 from .contrastive import chain_values
 from .score_matching import PointwiseProblem, check_latents, subsampled_plate
 from .unnormalised import LOG_Z, UnnormalisedProblem
@@ -75,7 +75,7 @@ def log_normalizer(
         FloatingPointError: weights that are not finite: the partition function diverges, or p̃ is NaN.
     """
     for name, value in (("num_temperatures", num_temperatures), ("num_chains", num_chains), ("steps", steps)):
-        check_count(name, value)
+        check_counts(**{name: value})
     problem = result.problem
     if not hasattr(problem, "_split"):
         raise TypeError(f"log_normalizer needs a fit with a log-density by unit, got one of {result.estimator!r}")

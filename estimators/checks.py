@@ -1,4 +1,4 @@
-"""Checks of the numbers that estimators are made with."""
+"""Checks of the numbers that estimators and fits are given."""
 
 from __future__ import annotations
 
@@ -7,20 +7,38 @@ from typing import Any
 import numpy as np
 
 
-def check_count(name: str, value: Any) -> None:
+def is_count(value: Any, least: int = 1) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= least)
+
+
+def check_counts(least: int = 1, **counts: Any) -> None:
     """
     Raises:
-        ValueError: not a positive integer.
+        ValueError: one that is no integer of at least so many, by its name.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    for name, value in counts.items():
+        if not is_count(value, least):
+            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and bool(np.isfinite(value))
+
+
+def check_number(name: str, value: Any, low: float, high: float = np.inf) -> None:
+    """
+    Raises:
+        ValueError: not a finite number from `low` to `high`.
+    """
+    if not (is_number(value) and low <= value <= high):
+        limits = f"of at least {low}" if high == np.inf else f"from {low} to {high}"
+        raise ValueError(f"{name} must be a finite number {limits}, got {value!r}")
 
 
 def check_positive(name: str, value: Any) -> None:
     """
     Raises:
-        ValueError: not a positive number.
+        ValueError: not a positive finite number.
     """
-    is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    if not (is_number and 0 < value < np.inf):
+    if not (is_number(value) and value > 0):
         raise ValueError(f"{name} must be positive, got {value!r}")

@@ -13,7 +13,7 @@ from jax.scipy.special import logsumexp
 
 from . import noise as noises
 from .base import Data, Metrics, Params
-from .checks import check_count
+from .checks import check_counts
 from .frozen import fill
 from .unnormalised import Unnormalised, UnnormalisedProblem, build_noise, check_smooth
 
@@ -45,7 +45,7 @@ class CompositionalMLE(Unnormalised):
         check_smooth(self)
         super().__post_init__()
         object.__setattr__(self, "noise", noises.freeze(self.noise))
-        check_count("ratio", self.ratio)
+        check_counts(ratio=self.ratio)
         if isinstance(self.decay, bool) or not 0 < self.decay <= 1:
             raise ValueError(f"decay must lie in (0, 1], got {self.decay!r}")
 

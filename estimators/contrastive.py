@@ -14,7 +14,7 @@ from jax import Array, lax, random
 
 from . import moves
 from .base import Data, Metrics, Params
-from .checks import check_count, check_positive
+from .checks import check_counts, check_positive
 from .frozen import fill
 from .nce import seen_values
 from .unnormalised import Unnormalised, UnnormalisedProblem, check_smooth
@@ -56,7 +56,7 @@ class ContrastiveDivergence(Unnormalised):
     def __post_init__(self) -> None:
         check_smooth(self)
         super().__post_init__()
-        check_count("steps", self.steps)
+        check_counts(steps=self.steps)
         check_positive("step_size", self.step_size)
         if self.kernel not in KERNELS:
             raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {self.kernel!r}")
@@ -215,8 +215,8 @@ class UnbiasedCD(ContrastiveDivergence):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count("burn_in", self.burn_in)
-        check_count("most_steps", self.most_steps)
+        check_counts(burn_in=self.burn_in)
+        check_counts(most_steps=self.most_steps)
         if self.persistent or self.steps != 1 or self.kernel not in ("auto", "gibbs"):
             raise ValueError(
                 "UnbiasedCD runs chains until they meet: it takes burn_in, not steps, persistent or kernel"

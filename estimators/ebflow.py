@@ -13,7 +13,7 @@ from jax import Array, random
 from jax.tree_util import Partial
 
 from . import sliced
-from .checks import check_count, check_positive
+from .checks import check_counts, check_positive
 from .matching import Matching
 from .score_matching import denoising
 
@@ -48,7 +48,7 @@ class EBFlow(Matching):
         if self.variant not in VARIANTS:
             raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {self.variant!r}")
         check_positive("sigma, the noise scale,", self.sigma)
-        check_count("num_directions", self.num_directions)
+        check_counts(num_directions=self.num_directions)
 
     @property
     def wanted(self) -> str:

@@ -13,6 +13,7 @@ from jax import Array
 from numpyro import handlers
 
 from .base import Data, Params
+from .checks import check_counts
 from .guided import GuidePosterior, full_plates
 from .guides import WhitenedNormal
 from .likelihood import MAP, LikelihoodProblem
@@ -53,8 +54,8 @@ class Laplace(MAP):
             raise ValueError(f"hessian must be one of {', '.join(HESSIANS)}, got {self.hessian!r}")
         if self.rank is not None and self.hessian != "low_rank":
             raise ValueError(f'rank={self.rank!r} goes with hessian="low_rank", not with {self.hessian!r}')
-        if self.rank is not None and (isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1):
-            raise ValueError(f"rank must be a positive integer, got {self.rank!r}")
+        if self.rank is not None:
+            check_counts(rank=self.rank)
         if self.sites is not None and not isinstance(self.sites, tuple):
             object.__setattr__(self, "sites", tuple(self.sites))
 

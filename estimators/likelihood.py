@@ -26,6 +26,7 @@ from numpyro.primitives import Messenger
 
 from . import marginal, penalties
 from .base import Data, Estimator, Metrics, Params, Problem
+from .checks import check_number, check_positive, is_count
 from .frozen import Frozen
 from .guided import full_plates
 from .roles import Roles, block_shape, check_lengths, combinations, from_blocks, inspect, is_factor
@@ -156,7 +157,7 @@ class MLE(Estimator):
             put("latents", tuple(self.latents))
         if not isinstance(self.latents, tuple) and self.latents not in ("auto", "estimate"):
             raise ValueError(f'latents must be "auto", "estimate" or a tuple of site names, got {self.latents!r}')
-        if isinstance(self.num_nodes, bool) or not isinstance(self.num_nodes, int) or not 1 <= self.num_nodes <= 100:
+        if not is_count(self.num_nodes) or self.num_nodes > 100:
             raise ValueError(f"num_nodes must be an integer from 1 to 100, got {self.num_nodes!r}")
         if self.weights is not None and not isinstance(self.weights, Frozen):
             put("weights", Frozen(_checked_weights(self.weights)))
@@ -181,17 +182,6 @@ class MLE(Estimator):
 
     def problem(self, rng_key: Array, model: Callable, guide: Callable | None, data: Data) -> LikelihoodProblem:
         return LikelihoodProblem.create(self, rng_key, model, data)
-
-
-def check_number(name: str, value: Any, low: float, high: float = np.inf) -> None:
-    """
-    Raises:
-        ValueError: not a finite number from `low` to `high`.
-    """
-    number = not isinstance(value, bool) and isinstance(value, (int, float, np.number))
-    if not (number and np.isfinite(value) and low <= value <= high):
-        limits = f"of at least {low}" if high == np.inf else f"from {low} to {high}"
-        raise ValueError(f"{name} must be a finite number {limits}, got {value!r}")
 
 
 def _checked_weights(weights: Any) -> np.ndarray:
@@ -226,9 +216,7 @@ class MAP(MLE):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("tempered", self.tempered, 0)
-        if not self.tempered > 0:
-            raise ValueError(f"tempered must be positive, got {self.tempered!r}")
+        check_positive("tempered", self.tempered)
 
 
 class _replace_observed(Messenger):

@@ -20,6 +20,7 @@ from numpyro.infer import elbo as numpyro_elbo
 
 from . import particles
 from .base import Data, Estimator, Metrics
+from .checks import check_counts
 from .guided import GuidedProblem
 from .objectives import GRADIENTS, Bound, IWBound, Objective
 
@@ -56,8 +57,7 @@ class LogWeight(Estimator, numpyro_elbo.ELBO):
     vectorize_particles: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.num_particles, bool) or not isinstance(self.num_particles, int) or self.num_particles < 1:
-            raise ValueError(f"num_particles must be an integer of at least 1, got {self.num_particles!r}")
+        check_counts(num_particles=self.num_particles)
         self._compose()
         if self.gradient is not None and self.gradient not in GRADIENTS:
             raise ValueError(f"gradient must be one of {', '.join(GRADIENTS)} or None, got {self.gradient!r}")

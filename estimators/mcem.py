@@ -14,6 +14,7 @@ from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 
 from .base import Data, Metrics, Params
+from .checks import check_counts
 from .likelihood import MLE, LikelihoodProblem, _log_det, _to_units
 from .roles import Roles, block_shape, from_blocks
 
@@ -66,10 +67,7 @@ class MCEM(MLE):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_chains", "num_moves"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        check_counts(num_chains=self.num_chains, num_moves=self.num_moves)
         if self.kernel not in KERNELS:
             raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {self.kernel!r}")
         for name in ("robust", "data_noise", "mollify", "subsample"):

@@ -14,7 +14,7 @@ from jax import Array, random
 
 from . import noise as noises
 from .base import Data, Params
-from .checks import check_count, check_positive
+from .checks import check_counts, check_positive
 from .frozen import fill
 from .unnormalised import (
     LOG_Z,
@@ -56,7 +56,7 @@ class NCE(Unnormalised):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "noise", noises.freeze(self.noise))
-        check_count("ratio", self.ratio)
+        check_counts(ratio=self.ratio)
 
     @property
     def exact(self) -> bool:  # type: ignore[override]
@@ -155,7 +155,7 @@ class ConditionalNCE(Unnormalised):
         super().__post_init__()
         if self.sigma is not None:
             check_positive("sigma, the noise scale,", self.sigma)
-        check_count("ratio", self.ratio)
+        check_counts(ratio=self.ratio)
 
     @property
     def exact(self) -> bool:  # type: ignore[override]

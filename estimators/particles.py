@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, random
 from numpyro import distributions as dist
-from numpyro import plate
+from numpyro import plate, validation_enabled
 from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.infer.util import compute_log_probs
 from numpyro.ops.provenance import eval_provenance
@@ -98,7 +98,8 @@ def _has_points(
     values = {n: s["value"] for n, s in guide_trace.items() if s["type"] == "param"}
 
     def evaluate(values: dict) -> list:
-        q, again = compute_log_probs(fixed, args, kwargs, params | values, sum_log_prob=False)
+        with validation_enabled(False):  # of what has just been validated
+            q, again = compute_log_probs(fixed, args, kwargs, params | values, sum_log_prob=False)
         return [(q[n], again[n]["value"]) for n in functions]
 
     is_set = lambda x: isinstance(x, frozenset)  # noqa: E731

@@ -18,7 +18,7 @@ from numpyro.primitives import Messenger
 
 from . import data_argument, domains, sliced, tails
 from .base import Data, Params
-from .checks import check_count, check_positive
+from .checks import check_counts, check_positive
 from .frozen import fill
 from .guided import full_plates
 from .likelihood import MLE, LikelihoodProblem
@@ -90,7 +90,7 @@ class ScoreMatching(MLE):
         if self.variant not in VARIANTS:
             raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {self.variant!r}")
         check_positive("sigma, the noise scale,", self.sigma)
-        check_count("num_directions", self.num_directions)
+        check_counts(num_directions=self.num_directions)
         if self.redraw and self.variant == "explicit":
             raise ValueError('redraw=True is for the variants that draw: "sliced" and "denoising"')
         if not callable(self.domain) and self.domain not in domains.DOMAINS:

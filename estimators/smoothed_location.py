@@ -15,6 +15,7 @@ from numpyro import handlers
 from scipy import stats
 
 from .base import Data, Params
+from .checks import check_positive
 from .likelihood import MLE, LikelihoodProblem, _real_supports
 from .roles import is_factor
 
@@ -61,8 +62,7 @@ class SmoothedLocation(MLE):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.radius, bool) or not (np.isfinite(self.radius) and self.radius > 0):
-            raise ValueError(f"radius must be positive, got {self.radius!r}")
+        check_positive("radius", self.radius)
         if not isinstance(self.num_quadrature, int) or not 10 <= self.num_quadrature <= MAX_POINTS:
             raise ValueError(f"num_quadrature must be an integer from 10 to {MAX_POINTS}, got {self.num_quadrature!r}")
         for name in ("robust", "data_noise", "mollify", "subsample"):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .checks import check_count, check_positive
+from .checks import check_counts, check_positive
 
 Score = Callable[[Array], Array]
 
@@ -65,7 +65,7 @@ class PoissonNoise:
 
     def __post_init__(self) -> None:
         check_positive("scale", self.scale)
-        check_count("nodes", self.nodes)
+        check_counts(nodes=self.nodes)
 
     def mean(self, score: Score, y: Array) -> Array:
         """E[x | y], of the shape of one y."""

@@ -30,17 +30,11 @@ def model(X, y):
     numpyro.sample("y", dist.Normal(f, noise), obs=y)
 
 
-steps = 5 if args.quick else 300
+steps, points = (5, 30) if args.quick else (300, 200)
 contestants = {
     "StateSpaceGP": (estimators.StateSpaceGP(), {}),
-    "SVGP, 200 inducing": (
-        estimators.SVGP(30 if args.quick else 200, 256),
-        {"num_steps": steps, "learning_rate": 0.02},
-    ),
-    "CoresetGP, 200 points": (
-        estimators.CoresetGP(30 if args.quick else 200, 256),
-        {"num_steps": steps, "learning_rate": 0.02},
-    ),
+    f"SVGP, {points} inducing": (estimators.SVGP(points, 256), {"num_steps": steps, "learning_rate": 0.02}),
+    f"CoresetGP, {points} points": (estimators.CoresetGP(points, 256), {"num_steps": steps, "learning_rate": 0.02}),
 }
 if args.quick:
     contestants["IterativeGP"] = (estimators.IterativeGP(num_iterations=10), {"num_steps": 3, "learning_rate": 0.1})

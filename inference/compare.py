@@ -18,8 +18,9 @@ from scipy.special import logsumexp
 from tqdm.auto import tqdm
 
 from ..estimators.base import Estimator
+from ..estimators.checks import check_counts
 from . import predictive
-from .data import check_counts, check_estimator, check_model, prepare
+from .data import check_estimator, check_model, prepare
 from .fit import DEFAULT_STEPS, fit
 from .result import FitResult
 from .start import Start, find_start
@@ -80,7 +81,7 @@ class Comparison:
                 f"log evidence, ELBO and IW bound in nats, from {self.num_samples} fresh draws, of which ESS are "
                 "effective; k̂ < 0.5 is good, 0.7 the limit"
             )
-        if self.learnt:
+        if self.learnt and "khat" in self.frame:
             few = ", ".join(self.learnt[:4]) + (", ..." if len(self.learnt) > 4 else "")
             lines.append(
                 f"every estimator learnt the model's own parameters ({few}): a higher log evidence is a better model"

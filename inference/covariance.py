@@ -20,9 +20,9 @@ from jax import Array, lax, random
 from jax.flatten_util import ravel_pytree
 
 from ..estimators.base import Params, Problem
+from ..estimators.checks import check_counts
 from ..estimators.likelihood import freeze_covariance
 from . import bootstrap, curvature
-from .data import check_counts
 from .solve import objective, rows_at_once
 from .summary import labels
 

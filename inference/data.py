@@ -227,13 +227,6 @@ def _initial_params(model: Callable, data: dict[str, Any]) -> dict[str, Any]:
     return _param_values(_feasible_trace(model, data, random.key(0)))
 
 
-def check_counts(least: int = 1, **counts: int) -> None:
-    """Raise `ValueError` unless every named number is an integer of at least so many."""
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-
-
 def check_estimator(value: Any, called: str = "estimator") -> None:
     """Raise `TypeError` unless it is an instance of an estimator."""
     if isinstance(value, Estimator):

@@ -17,10 +17,11 @@ from jax import Array, random
 
 from .. import estimators
 from ..estimators.base import Estimator, Params, Problem
+from ..estimators.checks import check_counts
 from ..estimators.guides import WhitenedNormal
 from . import engine
 from . import solve as solvers
-from .data import check_counts, check_estimator, check_model, nearest, prepare
+from .data import check_estimator, check_model, nearest, prepare
 from .guides import resolve
 from .result import FitResult, in_session_precision
 from .start import Start

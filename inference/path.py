@@ -18,11 +18,12 @@ from jax import Array, lax, random
 from jax.flatten_util import ravel_pytree
 
 from ..estimators.base import Params
+from ..estimators.checks import check_counts
 from ..estimators.likelihood import MLE, LikelihoodProblem
 from ..estimators.penalties import KINDS
 from . import curvature, proximal
 from .covariance import site_names
-from .data import check_counts, check_model, prepare
+from .data import check_model, prepare
 from .solve import NEWTON_LIMIT, objective
 
 CONVERGED = 1e-4

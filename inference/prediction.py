@@ -13,8 +13,8 @@ import numpy as np
 from jax import Array, random
 
 from ..estimators.base import Params
+from ..estimators.checks import check_counts
 from . import predictive
-from .data import check_counts
 
 if TYPE_CHECKING:
     from .result import FitResult

@@ -16,9 +16,10 @@ import pandas as pd
 from jax import Array, random
 
 from ..estimators.base import Estimator, Posterior, Problem
+from ..estimators.checks import check_counts
 from . import evidence as evidence_module
 from .arviz_bridge import psis
-from .data import check_counts, describe, prepare
+from .data import describe, prepare
 from .diagnose import Diagnosis, GradientSNR, PointDiagnosis, diagnose, diagnose_point
 from .evidence import Evidence
 from .start import Start

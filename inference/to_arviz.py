@@ -11,10 +11,10 @@ import numpy as np
 from jax import random
 from jax.flatten_util import ravel_pytree
 
+from ..estimators.checks import check_counts
 from ..estimators.guided import full_plates
 from . import predictive
 from .arviz_bridge import build
-from .data import check_counts
 from .prediction import pointwise
 
 if TYPE_CHECKING:

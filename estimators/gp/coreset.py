@@ -12,6 +12,7 @@ from jax import Array, lax, random
 from jax.scipy.linalg import solve_triangular
 
 from ..base import Data, Estimator, Metrics, Params
+from ..checks import check_counts
 from . import calibration, inducing, linalg, nonconjugate, precision, rows, view
 from .nonconjugate import Sites, site_normaliser
 from .posterior import FunctionPosterior
@@ -44,7 +45,7 @@ class CoresetGP(Estimator):
         return self.batch_size is None
 
     def __post_init__(self) -> None:
-        rows.check_counts(num_points=self.num_points)
+        check_counts(num_points=self.num_points)
 
     def problem(self, rng_key: Array, model: Callable, guide: Callable | None, data: Data) -> CoresetProblem:
         name = type(self).__name__

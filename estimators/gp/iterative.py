@@ -16,7 +16,8 @@ from matfree import decomp
 
 from .. import blocks
 from ..base import Data, Estimator, Metrics, Params
-from . import calibration, inducing, linalg, rows, view
+from ..checks import check_counts
+from . import calibration, inducing, linalg, view
 from .evidence import MOST_ROWS, RegressionProblem
 from .posterior import FunctionPosterior
 from .view import Regression, gram
@@ -53,7 +54,7 @@ class IterativeGP(Estimator):
 
     def __post_init__(self) -> None:
         names = ("num_probes", "num_iterations", "rank", "variance_rank")
-        rows.check_counts(**{name: getattr(self, name) for name in names})
+        check_counts(**{name: getattr(self, name) for name in names})
 
     def problem(self, rng_key: Array, model: Callable, guide: Callable | None, data: Data) -> IterativeProblem:
         return IterativeProblem.create(self, rng_key, model, data)

@@ -23,6 +23,7 @@ from numpyro.primitives import Messenger
 
 from .. import blocks
 from ..base import Data, Estimator, Metrics, Params
+from ..checks import check_counts
 from . import calibration, linalg, view
 from .clusters import (
     MAX_SWEEPS,
@@ -72,10 +73,9 @@ class MultiTaskGP(Estimator):
     exact = True
 
     def __post_init__(self) -> None:
-        for name, value in (("num_clusters", self.num_clusters), ("num_starts", self.num_starts)):
-            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-            if not whole and not (name == "num_clusters" and value is None):
-                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        check_counts(num_starts=self.num_starts)
+        if self.num_clusters is not None:
+            check_counts(num_clusters=self.num_clusters)
 
     def problem(self, rng_key: Array, model: Callable, guide: Callable | None, data: Data) -> MultiTaskProblem:
         means, label = describe(model, dict(data), self.num_clusters)

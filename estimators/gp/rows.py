@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, random
 
 from ..base import Data
+from ..checks import check_counts
 
 MOST_CHECKED = 10**5
 """Rows up to which `diagnose` predicts all of them."""
@@ -29,25 +29,14 @@ def batch(rng_key: Array, n: int, size: int | None) -> Array:
     return jnp.arange(n) if size is None or size >= n else random.randint(rng_key, (size,), 0, n)
 
 
-def is_count(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 1)
-
-
-def check_counts(**counts: Any) -> None:
-    """Raise `ValueError` unless every named number is an integer of at least one."""
-    for name, value in counts.items():
-        if not is_count(value):
-            raise ValueError(f"{name} must be at least 1, an integer; got {value!r}")
-
-
 def check_batch(size: int | None, data: Data, keys: tuple[str, ...], n: int) -> None:
     """Whether a batch can be drawn.
 
     Raises:
         ValueError: a size that is no integer or below one, or data without rows.
     """
-    if size is not None and not is_count(size):
-        raise ValueError(f"batch_size must be at least 1, an integer, or None; got {size!r}")
+    if size is not None:
+        check_counts(batch_size=size)
     if not keys:
         raise ValueError(
             f"no argument of the model has one row for each of the {n} inputs, so that no batch can be drawn"

@@ -13,7 +13,8 @@ from jax import Array
 from jax.scipy.linalg import solve_triangular
 
 from ..base import Data, Estimator, Params
-from . import calibration, inducing, linalg, rows, view
+from ..checks import check_counts
+from . import calibration, inducing, linalg, view
 from .evidence import RegressionProblem, without
 from .posterior import FunctionPosterior, Inducing
 from .problem import at_once, with_own
@@ -50,7 +51,7 @@ class SparseGP(Estimator):
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
-        rows.check_counts(num_inducing=self.num_inducing)
+        check_counts(num_inducing=self.num_inducing)
 
     def problem(self, rng_key: Array, model: Callable, guide: Callable | None, data: Data) -> SparseProblem:
         problem = SparseProblem.create(self, rng_key, model, data, inputs=None)

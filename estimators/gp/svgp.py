@@ -13,6 +13,7 @@ from jax import Array
 from jax.scipy.linalg import solve_triangular
 
 from ..base import Data, Estimator, Metrics, Params
+from ..checks import check_counts
 from . import calibration, inducing, linalg, precision, rows, view
 from .posterior import FunctionPosterior, Inducing
 from .problem import ProcessProblem, with_own
@@ -44,7 +45,7 @@ class SVGP(Estimator):
     needs_guide = False
 
     def __post_init__(self) -> None:
-        rows.check_counts(num_inducing=self.num_inducing)
+        check_counts(num_inducing=self.num_inducing)
         if not 0 < self.natural_step <= 1:
             raise ValueError(f"natural_step must lie in (0, 1], got {self.natural_step!r}")
 

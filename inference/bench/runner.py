@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from ..data import check_counts
+from ...estimators.checks import check_counts
 from ..files import BadInput
 from . import columns as columns_module
 from . import measures, suites

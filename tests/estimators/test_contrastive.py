@@ -289,12 +289,12 @@ def test_chains_that_do_not_meet_are_named():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ContrastiveDivergence(0), "steps must be a positive integer"),
+        (lambda: ContrastiveDivergence(0), "steps must be an integer of at least 1"),
         (lambda: ContrastiveDivergence(step_size=0.0), "step_size must be positive"),
         (lambda: ContrastiveDivergence(kernel="nuts"), "kernel must be one of"),
         (lambda: ContrastiveDivergence(l1=1.0), "has no exact loss"),
         (lambda: UnbiasedCD(persistent=True), "until they meet"),
-        (lambda: UnbiasedCD(0), "burn_in must be a positive integer"),
+        (lambda: UnbiasedCD(0), "burn_in must be an integer of at least 1"),
     ],
 )
 def test_bad_options(make, message):

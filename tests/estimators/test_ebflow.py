@@ -97,7 +97,7 @@ def no_flow(x):
     [
         (lambda: EBFlow("explicit"), "variant must be one of sliced, denoising"),
         (lambda: EBFlow("denoising", sigma=0.0), "sigma, the noise scale, must be positive, got 0.0"),
-        (lambda: EBFlow(num_directions=0), "num_directions must be a positive integer"),
+        (lambda: EBFlow(num_directions=0), "num_directions must be an integer of at least 1"),
         (lambda: estimax.fit(no_flow, EBFlow(), {"x": IRIS}), "is a models.flows.FlowDensity.*'x' is Normal"),
         (lambda: estimax.fit(gaussian_flow, EBFlow(), {"x": np.ones((5, 4), int)}), "dequantise"),
     ],

@@ -130,7 +130,7 @@ def test_a_prior_without_curvature_takes_the_diagonal_of_the_loss():
 def test_errors():
     with pytest.raises(ValueError, match="rank=3 goes with hessian=\"low_rank\", not with 'full'"):
         Laplace(rank=3)
-    with pytest.raises(ValueError, match="rank must be a positive integer, got 0"):
+    with pytest.raises(ValueError, match="rank must be an integer of at least 1, got 0"):
         Laplace(hessian="low_rank", rank=0)
 
     def unidentified(y):

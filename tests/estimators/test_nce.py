@@ -235,7 +235,7 @@ def test_nce_is_not_taken_for_a_likelihood(sample):
     [
         (lambda: NCE(3.0), TypeError, "noise must be a NumPyro distribution"),
         (lambda: NCE(dist.Normal), TypeError, "noise must be"),
-        (lambda: NCE(ratio=0), ValueError, "ratio must be a positive integer"),
+        (lambda: NCE(ratio=0), ValueError, "ratio must be an integer of at least 1"),
         (lambda: NCE(covariance="observed"), ValueError, "likelihoods only"),
         (lambda: NCE(rate=1), TypeError, "no argument 'rate'"),
         (lambda: ConditionalNCE(sigma=0.0), ValueError, "sigma, the noise scale, must be positive, got 0.0"),

@@ -124,7 +124,7 @@ def posed(noise_sd, process=PROCESS, x=NOISY):
         (lambda: posed(0.5, x=np.ones((5, 1), int)), "dequantise"),
         (lambda: GaussianNoise(0.0), "sd must be positive"),
         (lambda: PoissonNoise(-1.0), "scale must be positive"),
-        (lambda: PoissonNoise(nodes=0), "nodes must be a positive integer"),
+        (lambda: PoissonNoise(nodes=0), "nodes must be an integer of at least 1"),
         (lambda: GammaNoise(float("nan")), "shape must be positive"),
     ],
 )

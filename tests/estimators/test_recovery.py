@@ -175,7 +175,7 @@ def posed(data, model=normal, **options):
         (lambda: RecoveryLikelihood((1.0, 0.5), level="s"), "standard deviations that increase"),
         (lambda: RecoveryLikelihood((0.5, 1.0)), "needs an energy that knows its level"),
         (lambda: RecoveryLikelihood(persistent=True), "takes neither persistent nor"),
-        (lambda: RecoveryLikelihood(steps=0), "steps must be a positive integer"),
+        (lambda: RecoveryLikelihood(steps=0), "steps must be an integer of at least 1"),
         (lambda: posed({"x": jnp.arange(5)}), "are discrete .dtype int32.: take ContrastiveDivergence"),
         (lambda: posed({"x": jnp.ones(5)}, level="s"), "level='s' must name a data argument of shape \\(5,\\)"),
         (lambda: posed({"x": jnp.ones(5)}, initializer="gues"),

@@ -347,7 +347,7 @@ def test_the_loss_is_not_taken_for_a_likelihood(cloud):
         ({"sigma": 0.0}, "sigma, the noise scale, must be positive, got 0.0"),
         ({"sigma": -1.0}, "must be positive, got -1.0"),
         ({"sigma": "small"}, "must be positive, got 'small'"),
-        ({"num_directions": 0}, "num_directions must be a positive integer"),
+        ({"num_directions": 0}, "num_directions must be an integer of at least 1"),
         ({"redraw": True}, "redraw=True is for"),
         ({"domain": "half"}, "domain must be one of"),
         ({"covariance": "observed"}, "holds for likelihoods only"),

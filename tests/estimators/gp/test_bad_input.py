@@ -103,7 +103,7 @@ def test_a_batch_of_more_than_all_rows_is_said(estimator):
 @pytest.mark.parametrize("make", [SparseGP, SVGP, CoresetGP, lambda m: IterativeGP(rank=m)])
 @pytest.mark.parametrize("number", [2.5, "5", 0, True])
 def test_numbers_of_inducing_inputs_are_whole(make, number):
-    with pytest.raises(ValueError, match=r"must be at least 1, an integer; got"):
+    with pytest.raises(ValueError, match=r"must be an integer of at least 1, got"):
         make(number)
 
 

@@ -95,7 +95,7 @@ def test_errors_name_the_argument(series):
         pose(SparseGP(61), latent_model, series)
     with pytest.raises(ValueError, match=r"num_points=61 is more than the 60 rows"):
         pose(CoresetGP(61), latent_model, series)
-    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+    with pytest.raises(ValueError, match="batch_size must be an integer of at least 1"):
         pose(SVGP(5, 0), latent_model, series)
     with pytest.raises(ValueError, match="method must be one of titsias, fitc"):
         SparseGP(5, "nystrom")
