@@ -215,8 +215,7 @@ class UnbiasedCD(ContrastiveDivergence):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(burn_in=self.burn_in)
-        check_counts(most_steps=self.most_steps)
+        check_counts(burn_in=self.burn_in, most_steps=self.most_steps)
         if self.persistent or self.steps != 1 or self.kernel not in ("auto", "gibbs"):
             raise ValueError(
                 "UnbiasedCD runs chains until they meet: it takes burn_in, not steps, persistent or kernel"
