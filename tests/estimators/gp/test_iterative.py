@@ -87,5 +87,5 @@ def test_prediction_has_the_exact_mean_and_no_less_than_the_exact_variance(serie
 
 
 def test_options_are_checked():
-    with pytest.raises(ValueError, match="num_probes must be at least 1"):
+    with pytest.raises(ValueError, match="num_probes must be an integer of at least 1"):
         IterativeGP(num_probes=0)
