@@ -321,7 +321,7 @@ def _bench_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _common_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quiet", action="store_true", help="no progress bars, only the table and where things are")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars; the table, the verdict and where things are")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
@@ -584,9 +584,8 @@ def _fit(args: argparse.Namespace) -> int:
         if not args.quiet:
             print(f"{target.name}: {describe(estimator)}, {result.num_steps} steps in {result.seconds:.1f} s\n")
         _print_summary(result, target)
-        if not args.quiet:
-            print(f"\n{result.diagnose(seed=args.seed)}")
-        print(flush=True)
+        diagnosis = str(result.diagnose(seed=args.seed))
+        print(f"\n{diagnosis.splitlines()[0] if args.quiet else diagnosis}\n", flush=True)
         if args.out is not None:
             result.save(str(args.out), seed=args.seed)
             print(f"saved {args.out}")

@@ -4,7 +4,8 @@ Jacobs, Jordan, Nowlan and Hinton, "Adaptive Mixtures of Local Experts" (1991). 
 sigma_k^2), and it is chosen with probability softmax(gate_intercept + x gate_b)_k; the last gate is the reference, 0.
 Both forms, expert summed out or there as a discrete latent, have the same sites.
 
-Data: food expenditure and income of 235 Belgian households (Engel 1857), as shipped in statsmodels, in francs a year.
+Data: US unemployment by inflation in 203 quarters, 1959 to 2009, as shipped in statsmodels: two Phillips curves, of low
+and of high unemployment, the latter the likelier the more prices rise.
 """
 
 from __future__ import annotations
@@ -87,18 +88,18 @@ def start(x: ArrayLike, num_experts: int, y: ArrayLike, **_: Any) -> dict[str, n
 
 
 def data() -> dict[str, Any]:
-    """Income `x` (235, 1) and food expenditure `y` (235,), francs a year; `num_experts` 2."""
-    frame = _statsmodels.load("engel")
+    """Inflation `x` (203, 1), percent a year, and unemployment `y` (203,), percent, of US quarters; `num_experts` 2."""
+    frame = _statsmodels.load("macrodata")
     return {
-        "x": frame[["income"]].to_numpy(np.float64),
-        "y": frame["foodexp"].to_numpy(np.float64),
+        "x": frame[["infl"]].to_numpy(np.float64),
+        "y": frame["unemp"].to_numpy(np.float64),
         "num_experts": 2,
     }
 
 
 MODEL = Model(
     name="mixture_of_experts",
-    description="Two linear experts with a softmax gate, Engel's food expenditure: 235 households",
+    description="Two linear experts with a softmax gate, US unemployment by inflation: 203 quarters",
     model=model,
     data=data,
 )

@@ -285,6 +285,7 @@ def test_fit_with_a_guide_and_an_optimizer_of_choice(there, capsys):
     assert main([*argv, "--optimizer", "rmsprop", "--learning-rate", "0.1", "--restarts", "2"]) == 0
     out, err = capsys.readouterr()
     assert "slope" in out
+    assert "\nverdict: " in out  # quiet or not
     assert err == ""
 
 
