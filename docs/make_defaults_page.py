@@ -47,6 +47,7 @@ def page(csv: Path) -> str:
         "```",
         "",
         f"{runs['case'].nunique()} models, {len(runs)} runs; {_seeds(runs)}.{_not_run(runs)}",
+        *(f"{note}." for note in header["notes"]),
         "",
         "## In short",
         "",
