@@ -321,7 +321,8 @@ def _bench_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _common_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quiet", action="store_true", help="no progress bars; the table, the verdict and where things are")
+    parser.add_argument("--quiet", action="store_true",
+                        help="no progress bars; the table, the verdict and where things are")  # fmt: skip
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 

@@ -77,6 +77,7 @@ def test_interpolant_gradients_are_those_of_matching_velocity_and_denoiser():
         np.testing.assert_array_less(np.abs(draws.mean(0) - truth[i]), 4 * error + 0.005)
 
 
+@pytest.mark.long
 def test_minibatch_transport_pairs_like_the_best_assignment():
     """Mean squared distance of pairs within 15 % of that of scipy's assignment, far below that of random pairs."""
     base, x = random.normal(random.key(0), (64, 2)), 2 + random.normal(random.key(1), (64, 2))

@@ -39,6 +39,7 @@ def pull(x, t):
 OU = NonlinearProcess(relax, 5.0**0.5)
 
 
+@pytest.mark.long
 def test_transitions_of_a_linear_drift_are_exact():
     """Against the matrix exponential of scipy, over a time that is long beside that of the drift; and those of VP."""
     process, x, h = NonlinearProcess(rotate, 1.3), np.array([0.3, -1.0]), 0.6
@@ -86,6 +87,7 @@ def fokker_planck(t, mean, sd, g):
     return grid, p / (p.sum() * h)
 
 
+@pytest.mark.long
 def test_double_well_against_the_fokker_planck_equation():
     """Draws and the mean of their targets at t = 0.3, within 4 s.e.; over a long interval the bias shows."""
     t, n = 0.3, 40_000

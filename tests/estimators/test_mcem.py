@@ -103,6 +103,7 @@ def test_information_of_the_marginal_likelihood(fitted):
         fitted.confint(method="profile")
 
 
+@pytest.mark.long
 def test_control_variate_leaves_the_mean_and_lowers_the_variance():
     """Gradients at fixed parameters, with data that say little, against that of the closed-form likelihood."""
     y = np.asarray(0.3 + 0.5 * np.random.default_rng(3).normal(size=(40, 1)), np.float32)

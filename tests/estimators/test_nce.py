@@ -283,6 +283,7 @@ def test_models_that_cannot_be(sample):
         fit(outside, NCE(), sample)
 
 
+@pytest.mark.long
 def test_a_partition_function_that_diverges_is_named(sample):
     def endless(x):
         k = numpyro.param("k", 1.0)

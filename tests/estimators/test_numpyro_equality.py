@@ -101,6 +101,7 @@ def test_elbo_with_a_subsampled_plate(num_particles, problem, x64):
     assert_equal(ours, theirs, rtol=1e-11)
 
 
+@pytest.mark.long
 def test_float32():
     iwae = both(es.IWAE(5, "reparam"), KEY, "local", batch_size=4)
     assert_equal(iwae, both(RenyiELBO(alpha=0, num_particles=5), KEY, "local", batch_size=4), rtol=2e-5)

@@ -320,6 +320,7 @@ def test_latents_are_summed_out():
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
 
+@pytest.mark.long
 def test_the_loss_is_not_taken_for_a_likelihood(cloud):
     x = cloud[:, 0]
     result = fit(truncated_free, ScoreMatching(), x)

@@ -71,6 +71,7 @@ def test_laplace_density_and_information():
     assert mu == pytest.approx(best, abs=1.1e-3)
 
 
+@pytest.mark.long
 def test_mixture_information():
     fit = estimax.fit(spike, SmoothedLocation(0.3), {"x": X}, progress_bar=False)
     density = lambda x: 0.6 * stats.norm(0, np.hypot(1, 0.3)).pdf(x) + 0.4 * stats.norm(0, np.hypot(0.2, 0.3)).pdf(x)  # noqa: E731
@@ -108,6 +109,7 @@ def test_intervals_cover(x64):
     assert half < 1.96 * np.sqrt((0.6 + 0.4 * 0.04 + r**2) / n)
 
 
+@pytest.mark.long
 def test_what_a_fit_leaves(tmp_path):
     """A normal location model keeps its curvature under smoothing: n/(σ² + r²), whatever the perturbation."""
     fit = estimax.fit(normal, SmoothedLocation(0.5), {"x": X}, seed=3, progress_bar=False)

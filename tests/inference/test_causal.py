@@ -53,6 +53,7 @@ def test_fit_is_the_optimum_of_the_natural_parameters():
     assert peer.fun == pytest.approx(at_fit[0], abs=1e-2)
 
 
+@pytest.mark.long
 def test_mean_and_noise_are_recovered():
     rng = np.random.default_rng(1)
     x = rng.uniform(-2, 2, 2000)

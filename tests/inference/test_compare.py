@@ -183,6 +183,7 @@ def test_reference_that_does_not_fit_is_found_out_before_any_fit(monkeypatch):
             estimax.compare(model, {"ELBO": ELBO()}, {"y": Y}, reference=reference, **OPTIONS)
 
 
+@pytest.mark.long
 def test_nuts_cannot_learn_a_models_own_parameters():
     def learning(y):
         numpyro.sample("y", dist.Normal(numpyro.param("m", 0.0) + numpyro.sample("z", dist.Normal()), 1.0), obs=y)
@@ -290,6 +291,7 @@ def test_posterior_error_against_hand_computation():
     assert not np.isfinite(wild[0])
 
 
+@pytest.mark.long
 def test_point_estimates_stand_side_by_side():
     """Score matching beside maximum likelihood of a normal: closed forms, and what is printed of them."""
     x = np.random.default_rng(0).normal(1.0, 2.0, 100)

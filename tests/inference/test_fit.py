@@ -72,6 +72,7 @@ SLOW = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("data", "name"), [("diabetes", n) for n in FAMILY] + SLOW)
 def test_raw_regression_needs_no_tuning(data, name):
     """40,000 draws: Monte Carlo error 0.005 sd in a mean, 0.4 % in a sd (twice that where tails are heavy)."""
@@ -111,6 +112,7 @@ def test_no_arguments_but_model_and_data():
     assert of_sd < 0.05
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["IWAE", "VIS"])
 def test_eight_schools_resampled(default_fit, name):
     result = default_fit("eight_schools", name)

@@ -93,6 +93,7 @@ def test_resampling_table_follows_the_weights():
     assert table[:, 1].min() > 96
 
 
+@pytest.mark.long
 def test_resampling_per_datum():
     """One latent vector a datum behind two plates, with a deterministic site: moments in closed form."""
     rng = np.random.default_rng(0)

@@ -33,6 +33,7 @@ def test_laplace_start_of_a_gaussian_is_its_posterior(exact):
     assert "8 of 8 searches agree" in str(start)
 
 
+@pytest.mark.long
 def test_pathfinder_start(exact):
     pytest.importorskip("blackjax")
     start = find_start(GAUSSIAN.model, GAUSSIAN.data(), method="pathfinder")
@@ -226,6 +227,7 @@ def test_refining_improves_on_the_start(default_fit):
     assert "refining the start changed the ELBO by +" in str(result.diagnose(4000))
 
 
+@pytest.mark.long
 def test_start_is_reproducible_and_changes_with_the_data():
     data = models.eight_schools.data()
     model = models.eight_schools.model

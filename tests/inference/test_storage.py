@@ -150,6 +150,7 @@ def test_networks(tmp_path):
     equal(result, load(tmp_path / "fit.nc", entry.model, guide=entry.guide))
 
 
+@pytest.mark.long
 def test_nested_and_boolean_data(tmp_path):
     def nested(inputs, keep):
         mu = numpyro.sample("mu", dist.Normal(0, 2))

@@ -135,6 +135,7 @@ def test_log_weight_is_that_of_each_draw(default_fit):
     assert dataset(plain, "posterior")["z"].dims == ("chain", "draw", "z_dim_0")
 
 
+@pytest.mark.long
 def test_local_latents(default_fit):
     container = default_fit("linear_gaussian_theta", "ELBO").to_arviz(200)
     assert dataset(container, "posterior")["z"].dims == ("chain", "draw", "data")
@@ -175,6 +176,7 @@ def test_factor_is_no_observed_variable():
     assert set(dataset(container, "log_likelihood").data_vars) == {"y"}
 
 
+@pytest.mark.long
 def test_data_called_like_a_plate():
     """An index array `school` beside a plate "school": a coordinate and a variable of one name are no conflict."""
 
@@ -191,6 +193,7 @@ def test_data_called_like_a_plate():
     np.testing.assert_array_equal(dataset(container, "constant_data")["school_data"], data["school"])
 
 
+@pytest.mark.long
 def test_subsampled_data_are_shown_whole():
     def model(y, batch_size):
         mu = numpyro.sample("mu", dist.Normal(0, 1))
@@ -203,6 +206,7 @@ def test_subsampled_data_are_shown_whole():
     assert dataset(container, "posterior_predictive")["y"].shape == (1, 20, 10)
 
 
+@pytest.mark.long
 def test_nested_data_and_two_plates():
     def model(inputs):
         mu = numpyro.sample("mu", dist.Normal(0, 1))

@@ -35,6 +35,7 @@ def probability_of_one():
     return WEIGHTS @ np.array(terms)
 
 
+@pytest.mark.long
 def test_mixture_density_and_gradients_against_numpyro():
     z = jnp.linspace(-12.0, 12.0, 97).reshape(97, 1)
 

@@ -12,6 +12,7 @@ from estimax.models import diffusion_2d as plane
 from estimax.models.transport import observed
 
 
+@pytest.mark.long
 def test_density_under_noise_is_the_convolution():
     x = np.random.default_rng(0).normal(size=(5, 2))
     for t in (plane.PROCESS.t_min, 0.2, 0.9):

@@ -47,6 +47,7 @@ def test_draws_have_the_density():
     assert density.sample(random.key(0), (3, 4)).shape == (3, 4, 1)
 
 
+@pytest.mark.long
 def test_flowjax_flows_keep_their_density_and_draws():
     base = flowjax.distributions.Normal(jnp.zeros(3))
     flow = flowjax.flows.masked_autoregressive_flow(random.key(0), base_dist=base, flow_layers=2)

@@ -56,6 +56,7 @@ def test_ems_fixed_point_is_a_maximum_of_ours(peer, pointwise):
     assert np.abs(gradient[2] * 0.1).max() < 1e-4
 
 
+@pytest.mark.long
 def test_start_leads_to_the_published_maximum(climb):
     data = mixture.data()
     found, params = climb(mixture.model, data, mixture.start(**data))
@@ -103,6 +104,7 @@ def test_labels_summed_out_are_the_mixture(peer, pointwise):
     np.testing.assert_allclose(jax.nn.softmax(joint, axis=0).T, peer.predict_proba(data["x"]), atol=1e-9)
 
 
+@pytest.mark.long
 def test_numpyros_enumeration_agrees(peer):
     pytest.importorskip("funsor")
     funsor = pytest.importorskip("numpyro.contrib.funsor")

@@ -43,6 +43,7 @@ def test_labels_as_numpyro_enumerates_them():
     np.testing.assert_allclose(joint.T, terms(), rtol=1e-10)
 
 
+@pytest.mark.long
 def test_numpyros_enumeration_agrees():
     pytest.importorskip("funsor")
     funsor = pytest.importorskip("numpyro.contrib.funsor")

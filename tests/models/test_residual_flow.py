@@ -48,6 +48,7 @@ def numerical_log_det(block, x):
     return np.linalg.slogdet(np.array(columns).T)
 
 
+@pytest.mark.long
 def test_log_determinant_and_inverse_of_a_block(x64):
     block = moved(ResidualBlock(random.key(0), 3, width=16, lipschitz=0.95), 1.5)
     seen = []
@@ -63,6 +64,7 @@ def test_log_determinant_and_inverse_of_a_block(x64):
     assert max(seen) > 0.1
 
 
+@pytest.mark.long
 def test_blocks_contract():
     """Slopes between far and near points, at weights ten times as large."""
     block = moved(ResidualBlock(random.key(0), 3, width=16, lipschitz=0.8), 3.0)

@@ -32,6 +32,7 @@ def within(result, truth, bound):
         assert np.all(np.abs(np.ravel(result.params[name]) - np.ravel(value)) < bound * std_err), name
 
 
+@pytest.mark.long
 def test_von_mises_fisher():
     """The constant against scipy's density; the estimate within 4 s.e. of the truth, and near scipy's MLE."""
     data, truth = directional.vmf_data(), directional.vmf_truth()
@@ -47,6 +48,7 @@ def test_von_mises_fisher():
     assert np.all(np.abs(result.params["theta"] - kappa * mu) < 2 * std_err)
 
 
+@pytest.mark.long
 def test_bingham():
     """The constant against Kummer's function for one axis; the estimate within 4 s.e. of the truth."""
     a = np.array([2.0 - 1 / 3 * 2.0, 0.0, 0.0, -2.0 / 3, 0.0])  # 2 e₁e₁ᵀ less its trace over three
@@ -79,6 +81,7 @@ def test_polynomial():
     assert abs(result.params["log_z"] - exact) < 4 * result.summary().loc["log_z", "std_err"]
 
 
+@pytest.mark.long
 def test_gaussian_graphical():
     """The precision matrix is exactly the inverse covariance, in one step."""
     pytest.importorskip("sklearn")
@@ -89,6 +92,7 @@ def test_gaussian_graphical():
     assert result.num_steps == 1
 
 
+@pytest.mark.long
 def test_truncated_normal():
     within(fit(exponential_family.truncated_normal, ScoreMatching(), exponential_family.truncated_data()),
            exponential_family.truncated_truth(), 4)  # fmt: skip

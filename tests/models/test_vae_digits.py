@@ -64,6 +64,7 @@ def test_guide_is_amortised():
     assert np.std(one, axis=0).min() > 0.0
 
 
+@pytest.mark.long
 def test_numpyro_trains_it():
     svi = SVI(vae_digits.model, vae_digits.guide, numpyro.optim.Adam(vae_digits.MODEL.learning_rate), Trace_ELBO())
     result = svi.run(jax.random.key(0), 300, progress_bar=False, **vae_digits.data())

@@ -26,6 +26,7 @@ def model(X, y):
     numpyro.sample("y", gp.numpyro_dist(), obs=y)
 
 
+@pytest.mark.long
 def test_value_and_gradient_with_a_length_a_column_equal_gpytorch():
     gpytorch = pytest.importorskip("gpytorch")
     torch = pytest.importorskip("torch")

@@ -223,6 +223,7 @@ def test_a_task_may_have_hyper_parameters_of_its_own(single):
         jax.block_until_ready(problem.forecast(problem.params, prepare(own_noise, new)).mean)
 
 
+@pytest.mark.long
 def test_remarks_name_sizes_doubt_and_empty_clusters(pair):
     problem, params, _, labels = pair
     sure = problem.remarks(params)
@@ -238,6 +239,7 @@ def test_remarks_name_sizes_doubt_and_empty_clusters(pair):
     assert any("is empty: fewer clusters say the same" in line for line in problem.remarks(lone))
 
 
+@pytest.mark.long
 def test_gradient_at_the_fixed_point_equals_differences(pair):
     problem, params, data, _ = pair
     loss = jax.jit(lambda p: problem.loss(p, random.key(0), problem.data)[0])

@@ -61,6 +61,7 @@ def model(noise):
     return declared
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("noise", "verdict"), [(1e-8, "do not use"), (1e-2, "good")])
 def test_diagnosis_of_iterations_in_single_precision(noise, verdict):
     X, y = rows(40, noise)

@@ -25,6 +25,7 @@ def value(problem, **params):
     return float(jax.jit(lambda p: problem.objective(p, problem.data))({**problem.params, **params}))
 
 
+@pytest.mark.long
 def test_titsias_is_below_the_evidence_and_meets_it_at_the_data(series, exact):
     values = [value(pose(SparseGP(m), latent_model, series)) for m in (5, 10, 20)]
     assert values[0] < values[1] < values[2] < exact
