@@ -74,8 +74,7 @@ def log_normalizer(
         TypeError: a fit without a pointwise log-density. ValueError: units of different densities.
         FloatingPointError: weights that are not finite: the partition function diverges, or p̃ is NaN.
     """
-    for name, value in (("num_temperatures", num_temperatures), ("num_chains", num_chains), ("steps", steps)):
-        check_counts(**{name: value})
+    check_counts(num_temperatures=num_temperatures, num_chains=num_chains, steps=steps)
     problem = result.problem
     if not hasattr(problem, "_split"):
         raise TypeError(f"log_normalizer needs a fit with a log-density by unit, got one of {result.estimator!r}")

@@ -158,8 +158,8 @@ def check_model(model: Callable, data: dict[str, Any]) -> dict[str, Any]:
     try:
         abstract = jax.eval_shape(run, random.key(0))
     except Exception as error:
-        message = f"{type(error).__name__}: {str(error).split(chr(10) + '-' * 20)[0].strip()}"
-        message = _refused_argument(model, data) or message
+        words = str(error).split("\n--------------------")[0].strip()
+        message = _refused_argument(model, data) or f"{type(error).__name__}: {words}"
         raise ValueError(
             f"the model {name!r} could not run on this data ({shapes(data) or 'no data'}): {message}"
         ) from error

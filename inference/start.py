@@ -23,6 +23,7 @@ from numpyro.infer.initialization import init_to_uniform, init_to_value
 from scipy.linalg import solve_triangular
 from scipy.special import logsumexp
 
+from ..estimators import blocks
 from ..estimators import unconstrained as space
 from ..estimators.guided import full_plates
 from ..estimators.guides import WhitenedNormal
@@ -182,7 +183,11 @@ def _score(target: _Target, loc: Array, scale: Array, noise: Array) -> tuple[Arr
 def _bend(target: _Target, z: Array, signs: Array) -> tuple[Array, Array]:
     """Diagonal of the Hessian and its standard errors, from products with random signs ``(S, D)``: no errors where the
     Hessian is diagonal (An Estimator for the Diagonal of a Matrix)."""
-    products = jax.lax.map(lambda v: v * jax.jvp(jax.grad(target.potential), (z,), (v,))[1], signs, batch_size=8)
+
+    def product(v: Array) -> Array:
+        return v * jax.jvp(jax.grad(target.potential), (z,), (v,))[1]
+
+    products = blocks.apply(jax.vmap(product), signs, blocks.size_of(len(signs), 8))
     return jnp.mean(products, 0), jnp.std(products, 0) / jnp.sqrt(len(signs))
 
 

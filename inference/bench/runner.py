@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from ...estimators.checks import check_counts
+from ...estimators.checks import check_counts, is_count
 from ..files import BadInput
 from . import columns as columns_module
 from . import measures, suites
@@ -116,7 +116,7 @@ def benchmark(
     if not isinstance(known, Suite):
         raise BadInput(f"suite must be a name or a Suite, got {type(suite).__name__}")
     check_counts(seeds=1 if seeds is None else seeds, num_steps=1 if num_steps is None else num_steps)
-    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 0:
+    if not is_count(jobs, least=0):
         raise BadInput(f"jobs must be a whole number of worker processes, 0 or more, got {jobs!r}")
     seeds = seeds if seeds is not None else QUICK_SEEDS if quick else SEEDS
     settings = Settings(**QUICK) if quick else Settings()  # type: ignore[arg-type]
