@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+REST = 0.1
+"""Seconds before every timing of a pair: threads of BLAS and OpenMP spin for a while after the last call, and on two
+cores the other side would pay for it."""
 
 
 def environment() -> dict[str, Any]:
@@ -47,12 +50,13 @@ def seconds(call: Callable[[], Any]) -> float:
 def paired(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int = 7) -> dict[str, float]:
     """Time two calls in turn, A B A B …; speed ratio theirs/ours (above 1: ours is faster), median over the pairs.
 
-    Each function does one counted run; warm-up is the caller's.
+    Each function does one counted run, after a rest; warm-up is the caller's.
     """
     a, b = [], []
     for _ in range(repeats):
-        a.append(seconds(ours))
-        b.append(seconds(theirs))
+        for call, times in ((ours, a), (theirs, b)):
+            time.sleep(REST)
+            times.append(seconds(call))
     ratios = [y / x for x, y in zip(a, b, strict=True)]
     return {
         "ours_seconds": statistics.median(a),

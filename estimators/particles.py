@@ -20,6 +20,8 @@ from numpyro.infer.util import compute_log_probs
 from numpyro.ops.provenance import eval_provenance
 from numpyro.util import check_model_guide_match
 
+from .recall import recall
+
 
 class Structure(NamedTuple):
     """What the traces of a model and a guide say, independent of any value."""
@@ -80,7 +82,11 @@ def inspect(model: Callable, guide: Callable, params: dict, args: tuple, kwargs:
             raise
         check_match(model_trace, guide_trace)
         structure = _structure(model_trace, guide_trace)
-        found.append(structure._replace(points=_has_points(structure, guide, guide_trace, params, args, kwargs)))
+        points = recall(
+            "points", (model, guide, params, args, kwargs),
+            lambda: _has_points(structure, guide, guide_trace, params, args, kwargs),
+        )  # fmt: skip
+        found.append(structure._replace(points=points))
         return jnp.zeros(())
 
     jax.eval_shape(run)

@@ -17,6 +17,7 @@ from numpyro.infer.util import compute_log_probs
 from numpyro.ops.provenance import eval_provenance
 
 from .guided import full_plates
+from .recall import recall
 
 if TYPE_CHECKING:
     from .likelihood import MLE
@@ -78,7 +79,7 @@ def inspect(estimator: MLE, model: Callable, data: dict[str, Any]) -> tuple[Role
     Raises:
         ValueError: see `LikelihoodProblem.create`.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"hierarchical": set()}
 
     def run(key: Array) -> Array:
         seeded = handlers.seed(model, key)
@@ -86,7 +87,9 @@ def inspect(estimator: MLE, model: Callable, data: dict[str, Any]) -> tuple[Role
             seeded = full_plates(seeded)
         tr = handlers.trace(handlers.substitute(seeded, substitute_fn=init_to_uniform)).get_trace(**data)
         found.update(tr=tr, sites=[_latent(s) for s in tr.values() if s["type"] == "sample" and not s["is_observed"]])
-        found["hierarchical"] = _hierarchical(seeded, data, tr) if estimator.latents == "auto" else set()
+        if estimator.latents == "auto":
+            about = (model, estimator.subsample, data)
+            found["hierarchical"] = recall("hierarchical", about, lambda: _hierarchical(seeded, data, tr))
         return jnp.zeros(())
 
     jax.eval_shape(run, random.key(0))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,9 @@ from numpyro.distributions.transforms import biject_to
 from numpyro.distributions.util import sum_rightmost
 from numpyro.infer.initialization import init_to_uniform
 from numpyro.infer.util import compute_log_probs
+
+from .guided import full_plates
+from .recall import recall
 
 
 class Site(NamedTuple):
@@ -34,6 +38,16 @@ class Site(NamedTuple):
     @property
     def size(self) -> int:
         return math.prod(self.shape)
+
+
+def sites_of(model: Callable, theta: dict[str, Any], data: dict[str, Any], whole: bool = False) -> tuple[Site, ...]:
+    """`latent_sites` of a model with its parameters held at theta; `whole`: with every plate at its full size."""
+
+    def look() -> tuple[Site, ...]:
+        with full_plates() if whole else nullcontext():
+            return latent_sites(handlers.seed(handlers.substitute(model, theta), 0), data)
+
+    return recall("latent sites", (model, theta, data, whole), look)
 
 
 def latent_sites(model: Callable, data: dict[str, Any]) -> tuple[Site, ...]:

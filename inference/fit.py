@@ -209,6 +209,8 @@ MANY_CANDIDATES = 256
 FEW_CANDIDATES = 4
 CANDIDATE_NUMBERS = 1e6
 """Starting points times numbers in the data: so many are looked at."""
+LOSS_NUMBERS = 100_000
+"""Losses at once times data: what more of them leave between two operations is more than caches hold."""
 
 
 @eqx.filter_jit
@@ -224,7 +226,8 @@ def _candidates(problem: Problem, key: Array, num: int) -> Params:
 
 @eqx.filter_jit
 def _compiled_losses(problem: Problem, starts: Params) -> Array:
-    return jax.lax.map(lambda p: problem.loss(p, random.key(0), problem.data)[0], starts, batch_size=problem.batch)
+    at_once = min(problem.batch, max(1, LOSS_NUMBERS // max(solvers.longest(problem), 1)))
+    return jax.lax.map(lambda p: problem.loss(p, random.key(0), problem.data)[0], starts, batch_size=at_once)
 
 
 @eqx.filter_jit

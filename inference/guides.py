@@ -104,7 +104,7 @@ def _from_class(
 
 def _values(model: Callable, data: dict, theta: dict, start: Start) -> dict[str, Any]:
     """The start's location in the user's space."""
-    sites = space.latent_sites(handlers.seed(handlers.substitute(model, theta), 0), data)  # says which are local
+    sites = space.sites_of(model, theta, data)  # says which are local
     prepared = handlers.seed(full_plates(handlers.substitute(model, theta)), 0)
     unconstrained = space.unravel(jax.numpy.asarray(start.loc), tuple(s for s in sites if not s.local))
     unconstrained |= {k: jax.numpy.asarray(v) for k, v in start.local_loc.items()}

@@ -103,10 +103,14 @@ def objective(problem: Problem) -> tuple[Array, Callable[[Array], Array], Callab
     return z, f, unravel
 
 
+def longest(problem: Problem) -> int:
+    """The longest axis of the data: what a loss leaves between two operations has as many numbers, or more."""
+    return max((n for x in jax.tree.leaves(problem.data) for n in np.shape(x)), default=0)
+
+
 def rows_at_once(problem: Problem, size: int) -> int | None:
     """Rows of a Hessian to compute at once; None: all of them."""
-    longest = max((n for x in jax.tree.leaves(problem.data) for n in np.shape(x)), default=0)
-    return HESSIAN_ROWS if longest * size > HESSIAN_NUMBERS else None
+    return HESSIAN_ROWS if longest(problem) * size > HESSIAN_NUMBERS else None
 
 
 @eqx.filter_jit

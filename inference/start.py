@@ -332,9 +332,7 @@ def _as_float64(tree: Any) -> Any:
 
 
 def _find(model: Callable, data: dict, theta: dict, method: Any, seed: int, num_starts: int | None) -> Start:
-    with full_plates():
-        prepared = handlers.seed(handlers.substitute(model, theta), 0)
-        sites = space.latent_sites(prepared, data)
+    sites = space.sites_of(model, theta, data, whole=True)
     target = _Target(model, theta, data, sites)
     dimension = sum(s.size for s in sites)
     if dimension == 0:
@@ -525,7 +523,7 @@ def _pieces(vector: np.ndarray, sites: tuple) -> list[np.ndarray]:
 
 def default_guide(model: Callable, data: dict[str, Any], start: Start, theta: dict[str, Any]) -> WhitenedNormal:
     """The guide that lives in the start's whitened coordinates."""
-    sites = space.latent_sites(handlers.seed(handlers.substitute(model, theta), 0), data)
+    sites = space.sites_of(model, theta, data)
     dtype = jnp.result_type(float)
     return WhitenedNormal(
         model=model,
