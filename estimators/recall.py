@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Answer = TypeVar("Answer")
@@ -24,7 +25,7 @@ def recall(question: str, about: Any, compute: Callable[[], Answer]) -> Answer:
     """
     leaves, tree = jax.tree.flatten(about)
     arrays = tuple((np.shape(x), str(x.dtype)) if hasattr(x, "dtype") else (type(x), x) for x in leaves)
-    key = (question, tree, arrays, bool(jax.config.jax_enable_x64))
+    key = (question, tree, arrays, str(jnp.result_type(float)))
     try:
         known = key in _KNOWN
     except TypeError:  # something in it has no hash
