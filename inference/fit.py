@@ -25,6 +25,7 @@ from .data import check_estimator, check_model, nearest, prepare
 from .guides import resolve
 from .result import FitResult, in_session_precision
 from .start import Start
+from .unrolled import unrolled
 
 DEFAULT_STEPS = 1000
 WHITENED_LEARNING_RATE = 0.02
@@ -273,6 +274,8 @@ def _run(problem: Problem, transformation: Any, key_init: Array, key_run: Array,
         state = jax.vmap(lambda p, k: engine.init(problem, transformation, p, k))(
             params, random.split(key_run, num_restarts)
         )
+        state = state._replace(rng_key=unrolled(state.rng_key, (problem, transformation, num_restarts), lambda keys:
+            jax.vmap(lambda s: engine.update(problem, transformation, s))(state._replace(rng_key=keys))))  # fmt: skip
     description = type(estimator).__name__
     outcome = engine.run(
         problem, transformation, state, num_steps, progress_bar=progress_bar, description=description,
