@@ -24,6 +24,9 @@ from .unnormalised import (
     fresh_key,
 )
 
+NORMALISED = 0.1
+"""|log Z| up to which a model that normalises itself counts as normalised."""
+
 
 @dataclass(frozen=True, init=False)
 class NCE(Unnormalised):
@@ -88,6 +91,19 @@ def _first_constant(problem: NCEProblem, key: Array) -> Array:
     return jax.scipy.special.logsumexp(logits) - jnp.log(logits.size)
 
 
+def _not_normalised(log_w: np.ndarray) -> list[str]:
+    """What log p̃/p_noise at draws of noise says of a model that is taken as normalised: its mean weight is Z."""
+    top = log_w.max()
+    w = np.exp(log_w - top)
+    log_z, stderr = top + np.log(w.mean()), w.std() / (w.mean() * np.sqrt(len(w)))
+    if abs(log_z) < max(NORMALISED, 5 * stderr):
+        return []
+    return [
+        f"the model is taken as normalised, but its density integrates to exp({log_z:.2f} ± {stderr:.2f}): let "
+        "NCE(learn_constant=True) learn the constant, or normalise the model"
+    ]
+
+
 class NCEProblem(UnnormalisedProblem):
     """Σ_i w_i [softplus(−h(x_i)) + Σ_j softplus(h(y_ij))], h the logit of being data."""
 
@@ -121,12 +137,13 @@ class NCEProblem(UnnormalisedProblem):
         return jax.nn.softplus(shift - of_data) + jnp.sum(jax.nn.softplus(of_noise - shift), axis=0)
 
     def faults(self, params: Params) -> list[str]:
-        """Whether p̃ has a normaliser, and noise and model overlap at the end."""
+        """Whether p̃ has a normaliser, one where that is taken for granted, and noise and model overlap at the end."""
         model_params = {n: v for n, v in params.items() if n != LOG_Z}
         x, log_density, _ = self.density(model_params, self.data)
         y = self.noise.draw(fresh_key(random.key(0)), 1, x.shape[0])
         log_w = self.at(log_density, x, y.reshape(1, *x.shape)) - self.noise.log_prob(y)
-        return super().faults(params) + self.faults_of(log_w)
+        found = super().faults(params) + self.faults_of(log_w)
+        return found if found or self.learns_constant else _not_normalised(np.ravel(np.asarray(log_w, np.float64)))
 
 
 @dataclass(frozen=True, init=False)

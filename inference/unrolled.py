@@ -62,7 +62,7 @@ def _split(key: Array, shape: tuple[int, ...]) -> Array:
     return jnp.stack(_counted(key, shape), axis=-1)
 
 
-def _fold_in(key: Array, data: Array) -> Array:
+def _fold_in(key: Array, data: Any) -> Array:
     data = jnp.asarray(data, np.uint32)
     return jnp.stack(_hash(key[0], key[1], jnp.zeros_like(data), data))
 

@@ -154,7 +154,9 @@ def test_the_constant_is_learned_or_not(sample):
         with numpyro.plate("data", x.shape[0]):
             numpyro.sample("x", dist.Normal(numpyro.param("mu", 0.0), 1.0), obs=x)
 
-    assert "log_z" not in fit(normal, NCE(learn_constant=False), sample).params
+    result = fit(normal, NCE(learn_constant=False), sample)
+    assert "log_z" not in result.params
+    assert "normalised" not in str(result.diagnose())
     given = fit(gaussian, NCE(), sample, start={"log_z": 1.5, "k": 2.0})
     np.testing.assert_allclose(given.params["k"], fit(gaussian, NCE(), sample).params["k"], rtol=1e-5)
 
@@ -322,6 +324,22 @@ def test_log_normalizer_of_a_density_on_the_line(sample):
     fitted = estimax.fit(regression, ScoreMatching(argument="x"), {"x": sample, "y": y}, progress_bar=False)
     with pytest.raises(ValueError, match="densities of their own"):
         log_normalizer(fitted)
+
+
+@pytest.mark.parametrize(
+    "estimator", [NCE(learn_constant=False), DDO(dist.Normal(1.0, 1.0), 5)], ids=["NCE", "DDO"]
+)  # fmt: skip
+def test_a_model_wrongly_taken_as_normalised_is_named(sample, estimator):
+    """Half of a density integrates to a half, whatever its location."""
+
+    def half(x):
+        mu = numpyro.param("mu", 0.0)
+        with numpyro.plate("data", x.shape[0]):
+            numpyro.factor("energy", dist.Normal(mu, 0.7).log_prob(x) - np.log(2.0))
+
+    diagnosis = fit(half, estimator, sample).diagnose()
+    assert diagnosis.verdict == "do not use"
+    assert "integrates to exp(-0." in str(diagnosis)
 
 
 def test_ddo_refines_a_reference(sample):
