@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from common import earlier, seconds, write
+from common import REST, earlier, seconds, write
 from tinygp import GaussianProcess, kernels, transforms
 
 import estimax
@@ -65,6 +65,23 @@ def columns(n, d=10):
     return {"X": X, "y": np.sin(X[:, 0]) + 0.5 * X[:, 1] + 0.3 * rng.normal(size=n)}
 
 
+PARTS = {"trend": (2.0, 50.0), "season": (1.0, 100.0, 1.0), "medium": (0.5, 1.0, 1.0), "short": (0.2, 0.5)}
+"""Amplitudes, lengths and shapes of the kernel of scikit-learn's own example, the CO₂ at Mauna Loa."""
+
+
+def four_parts(X, y):
+    part = {k: numpyro.param(k, jnp.array(v), constraint=POSITIVE) for k, v in PARTS.items()}
+    noise = numpyro.param("noise", 0.5, constraint=POSITIVE)
+    (a, b), (c, d, e), (g, h, i), (j, k) = (part[name] for name in PARTS)
+    squared = lambda length: kernels.ExpSquared(length)  # noqa: E731
+    kernel = (
+        a**2 * squared(b) + c**2 * squared(d) * kernels.ExpSineSquared(scale=1.0, gamma=2 / e**2)
+        + g**2 * kernels.RationalQuadratic(h, alpha=i) + j**2 * squared(k)
+    )  # fmt: skip
+    f = numpyro.sample("f", GaussianProcess(kernel, X, diag=1e-8).numpyro_dist())
+    numpyro.sample("y", dist.Normal(f, noise), obs=y)
+
+
 def ours(model, data, out):
     """One value and gradient, as a call."""
     with jax.enable_x64(True):
@@ -87,9 +104,15 @@ def ours(model, data, out):
 
 def of_scikit_learn(data, length):
     from sklearn.gaussian_process import GaussianProcessRegressor
-    from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+    from sklearn.gaussian_process.kernels import RBF, ExpSineSquared, Matern, RationalQuadratic, WhiteKernel
 
-    kernel = ConstantKernel(1.0) * Matern(length, nu=1.5) + WhiteKernel(0.25)
+    if length is PARTS:
+        (a, b), (c, d, e), (g, h, i), (j, k) = PARTS.values()
+        periodic = ExpSineSquared(e, 1.0, periodicity_bounds="fixed")
+        kernel = a**2 * RBF(b) + c**2 * RBF(d) * periodic + g**2 * RationalQuadratic(h, i) + j**2 * RBF(k)
+    else:
+        kernel = 1.0 * Matern(length, nu=1.5)
+    kernel = kernel + WhiteKernel(0.25)
     X = data["X"].reshape(len(data["y"]), -1)
     peer = GaussianProcessRegressor(kernel, optimizer=None, alpha=0.0).fit(X, data["y"])
     theta = peer.kernel_.theta
@@ -172,11 +195,13 @@ def evaluations(n=200 if QUICK else 1000, rounds=2 if QUICK else 15):
     cases = {
         "one length": (regression, series(n), 1.0),
         "a length for each of 10 columns": (by_column, columns(n), np.full(10, 3.0)),
+        "four parts": (four_parts, series(n), PARTS),
     }
     for name, (model, data, length) in cases.items():
         row = out[name] = {}
         calls = {"estimax": ours(model, data, row), "scikit-learn": of_scikit_learn(data, length)}
-        for who, peer in {"gpytorch": of_gpytorch, "gpjax": of_gpjax}.items():
+        peers = {"gpytorch": of_gpytorch, "gpjax": of_gpjax}  # of one kernel each, for the simple ones
+        for who, peer in ({} if length is PARTS else peers).items():
             try:
                 calls[who] = peer(data, length)
             except ImportError:
@@ -188,9 +213,8 @@ def evaluations(n=200 if QUICK else 1000, rounds=2 if QUICK else 15):
         times = {who: [] for who in calls}
         for i in range(rounds):
             for who, call in calls.items():
-                began = time.perf_counter()
-                call(i)
-                times[who].append(time.perf_counter() - began)
+                time.sleep(REST)
+                times[who].append(seconds(lambda call=call, i=i: call(i)))
         row["seconds"] = {who: float(np.median(t)) for who, t in times.items()}
         row["speed over"] = {
             who: float(np.median(np.divide(t, times["estimax"]))) for who, t in times.items() if who != "estimax"

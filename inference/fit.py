@@ -16,6 +16,7 @@ import optax
 from jax import Array, random
 
 from .. import estimators
+from ..estimators import blocks
 from ..estimators.base import Estimator, Params, Problem
 from ..estimators.checks import check_counts
 from ..estimators.guides import WhitenedNormal
@@ -227,8 +228,9 @@ def _candidates(problem: Problem, key: Array, num: int) -> Params:
 
 @eqx.filter_jit
 def _compiled_losses(problem: Problem, starts: Params) -> Array:
-    at_once = min(problem.batch, max(1, LOSS_NUMBERS // max(solvers.longest(problem), 1)))
-    return jax.lax.map(lambda p: problem.loss(p, random.key(0), problem.data)[0], starts, batch_size=at_once)
+    most = min(problem.batch, max(1, LOSS_NUMBERS // max(solvers.longest(problem), 1)))
+    size = blocks.size_of(len(jax.tree.leaves(starts)[0]), most)
+    return blocks.apply(jax.vmap(lambda p: problem.loss(p, random.key(0), problem.data)[0]), starts, size)
 
 
 @eqx.filter_jit
