@@ -276,8 +276,11 @@ def _run(problem: Problem, transformation: Any, key_init: Array, key_run: Array,
         state = jax.vmap(lambda p, k: engine.init(problem, transformation, p, k))(
             params, random.split(key_run, num_restarts)
         )
-        state = state._replace(rng_key=unrolled(state.rng_key, (problem, transformation, num_restarts), lambda keys:
-            jax.vmap(lambda s: engine.update(problem, transformation, s))(state._replace(rng_key=keys))))  # fmt: skip
+
+        def step(keys: Array) -> Any:
+            return jax.vmap(lambda s: engine.update(problem, transformation, s))(state._replace(rng_key=keys))
+
+        state = state._replace(rng_key=unrolled(state.rng_key, (problem, transformation, num_restarts), step))
     description = type(estimator).__name__
     outcome = engine.run(
         problem, transformation, state, num_steps, progress_bar=progress_bar, description=description,
