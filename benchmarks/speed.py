@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from common import alone, paired, seconds, write
+from common import alone, earlier, paired, seconds, write
 from numpyro.infer import SVI, RenyiELBO, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 
@@ -207,20 +207,27 @@ def import_time() -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="few steps, to see that it runs")
-    quick = parser.parse_args().quick
-    began = time.perf_counter()
     small = ("eight_schools", "logistic_regression")
-    results = {
-        "step_loop": {name: {label: alone(step_loop, name, label, quick) for label in PAIRS} for name in small},
-        "second_fit": {name: alone(second_fit, name) for name in small},
-        "gradient_cost": {name: alone(gradient_cost, name, quick) for name in (*small, "vae_digits")},
-        "restarts": alone(restarts),
-        "import": import_time(),
+    parts: dict[str, Any] = {
+        "step_loop": lambda: {n: {label: alone(step_loop, n, label, quick) for label in PAIRS} for n in small},
+        "second_fit": lambda: {n: alone(second_fit, n) for n in small},
+        "gradient_cost": lambda: {n: alone(gradient_cost, n, quick) for n in (*small, "vae_digits")},
+        "restarts": lambda: alone(restarts),
+        "import": import_time,
     }
-    results["seconds"] = time.perf_counter() - began
-    if not quick:
-        write("speed", results)
+    parser.add_argument("parts", nargs="*", help=f"some of {', '.join(parts)}; the others keep what was written before")
+    parser.add_argument("--quick", action="store_true", help="few steps, to see that it runs")
+    arguments = parser.parse_args()
+    quick = arguments.quick
+    if unknown := set(arguments.parts) - set(parts):
+        parser.error(f"no part {unknown.pop()!r}: there are {', '.join(parts)}")
+    for name in arguments.parts or parts:
+        began = time.perf_counter()
+        found = parts[name]()
+        if not quick:
+            before = earlier("speed")
+            taken = {**before.get("seconds_of_parts", {}), name: time.perf_counter() - began}
+            write("speed", {**before, name: found, "seconds_of_parts": taken})
 
 
 if __name__ == "__main__":

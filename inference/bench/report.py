@@ -138,7 +138,7 @@ def _about(bench: Benchmark) -> Section:
     words = [
         f"{bench.header['description'][:1].upper()}{bench.header['description'][1:]}.",
         f"{runs['case'].nunique()} models, {runs['column'].nunique()} methods, {len(runs)} runs with "
-        f"{runs['seed'].nunique()} seeds.",
+        f"{(seeds := runs['seed'].nunique())} seed{'s' * (seeds != 1)}.",
         *bench.header["notes"],
     ]
     if bench.interrupted or bench.missing:

@@ -126,6 +126,10 @@ def benchmark(
     columns, notes = columns_module.left_out(columns_module.resolve(usual if estimators is None else estimators))
     if not columns:
         raise BadInput(f"nothing to run: {'; '.join(notes)}")
+    for case in chosen.cases:
+        if case.settings:
+            own = ", ".join(f"{k}={v!r}" for k, v in case.settings.items())
+            notes.append(f"{case.name} runs with {own}, whatever the columns say")
     folder = Folder(
         Path(out) if out is not None else Path("estimax-results") / f"bench-{known.name}",
         {

@@ -72,6 +72,14 @@ def bench(tmp_path_factory):
 # --- what a bench measures
 
 
+def test_a_case_with_settings_of_its_own_says_so(tmp_path):
+    case = Case("particles", model, data, truth, settings={"num_particles": 3}, num_steps=5)
+    suite = Suite("own", "one Gaussian", (case,), ("ELBO",), (("particles",), ("ELBO",)))
+    done = estimax.benchmark(suite, out=tmp_path, **{**ONE, "models": None})
+    assert done.header["notes"] == ["particles runs with num_particles=3, whatever the columns say"]
+    assert "1 runs with 1 seed." in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
 def test_every_run_is_a_row_with_its_measures(bench):
     frame = bench.frame
     assert list(zip(frame["column"], frame["seed"], strict=True)) == [
