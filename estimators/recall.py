@@ -20,8 +20,8 @@ _MOST = 256
 def recall(question: str, about: Any, compute: Callable[[], Answer]) -> Answer:
     """The answer as it was the last time, else computed now.
 
-    For answers of names and shapes only. As for compiled programs, arrays in `about` count by their shape and type,
-    and everything else, functions too, by equality.
+    For answers that other data of the same shapes would give too: names, shapes, a guide as a function. As for
+    compiled programs, arrays in `about` count by their shape and type, and everything else, functions too, by equality.
     """
     leaves, tree = jax.tree.flatten(about)
     arrays = tuple((np.shape(x), str(x.dtype)) if hasattr(x, "dtype") else (type(x), x) for x in leaves)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -15,11 +14,8 @@ from numpyro.infer.initialization import init_to_uniform, init_to_value
 
 from ..estimators import unconstrained as space
 from ..estimators.guided import full_plates
+from ..estimators.recall import recall
 from .start import Start, default_guide, find_start
-
-_INSTANCES: OrderedDict[tuple, AutoGuide] = OrderedDict()
-_MAX_INSTANCES = 64
-"""The oldest give way: models that are made anew at every call must not pile up."""
 
 
 def resolve(
@@ -94,11 +90,7 @@ def _from_class(
             "finite: check priors and data, or give start= a dict of feasible values"
         ) from error
     initial = {n: s["value"] for n, s in tr.items() if s["type"] == "param"}
-    key = (model, cls, _signature(data), _supports(fresh))
-    instance = _INSTANCES.setdefault(key, fresh)
-    _INSTANCES.move_to_end(key)
-    while len(_INSTANCES) > _MAX_INSTANCES:
-        _INSTANCES.popitem(last=False)
+    instance = recall("instance", (model, cls, data, _supports(fresh)), lambda: fresh)
     return instance, found, initial
 
 
@@ -109,11 +101,6 @@ def _values(model: Callable, data: dict, theta: dict, start: Start) -> dict[str,
     unconstrained = space.unravel(jax.numpy.asarray(start.loc), tuple(s for s in sites if not s.local))
     unconstrained |= {k: jax.numpy.asarray(v) for k, v in start.local_loc.items()}
     return space.constrain(prepared, data, unconstrained)[0]
-
-
-def _signature(data: dict[str, Any]) -> tuple:
-    leaves, structure = jax.tree.flatten(data)
-    return structure, tuple((np.shape(x), str(x.dtype)) if hasattr(x, "dtype") else x for x in leaves)
 
 
 def _supports(guide: AutoGuide) -> tuple:
