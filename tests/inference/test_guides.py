@@ -1,16 +1,20 @@
 """Guides of every kind: NumPyro's automatic ones as class and instance, hand-written ones, and the default."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpyro.infer import SVI, autoguide
 from numpyro.infer.initialization import init_to_value
 from scipy import stats
 
 from estimax import fit, models
 from estimax.estimators import ELBO, IWAE, VIS, WhitenedNormal
+from estimax.estimators.guides import PaddedNormal
 
 ENTRY = models.linear_gaussian
 POSTERIOR = ENTRY.posterior(ENTRY.data())
@@ -110,7 +114,6 @@ def test_instance_keeps_its_own_start():
 def test_instance_that_numpyro_has_used_before():
     guide = autoguide.AutoNormal(ENTRY.model)
     data = {k: jnp.asarray(v) for k, v in ENTRY.data().items()}
-    import jax
     import optax
 
     SVI(ENTRY.model, guide, optax.adam(0.01), ELBO(2)).run(jax.random.key(0), 2, progress_bar=False, **data)
@@ -127,7 +130,6 @@ def test_guide_function_that_takes_any_keywords():
 
 
 def test_default_guide_is_an_ordinary_guide_of_numpyro(default_fit):
-    import jax
     import optax
 
     guide = default_fit("linear_gaussian", "ELBO").guide
@@ -144,6 +146,32 @@ def test_default_guide_names_its_parameters_in_posterior_units(default_fit):
     params = default_fit("linear_gaussian", "ELBO").params
     np.testing.assert_allclose(params["auto_loc"], 0, atol=0.02)
     np.testing.assert_allclose(params["auto_scale_tril"], np.eye(3), atol=0.02)
+
+
+@given(
+    dimension=st.integers(1, 19),
+    batch=st.sampled_from([(), (2,), (3, 2)]),
+    draws=st.sampled_from([(), (4,), (2, 3)]),
+)
+@settings(max_examples=20, deadline=None)
+def test_default_guide_draws_what_numpyro_draws(dimension, batch, draws):
+    keys = jax.random.split(jax.random.key(dimension), 3)
+    loc = jax.random.normal(keys[0], (*batch, dimension))
+    tril = jnp.tril(jax.random.uniform(keys[1], (*batch, dimension, dimension))) + jnp.eye(dimension)
+    theirs = dist.MultivariateNormal(loc, scale_tril=tril).sample(keys[2], draws)
+    ours = PaddedNormal(loc, scale_tril=tril).sample(keys[2], draws)
+    assert ours.shape == (*draws, *batch, dimension)
+    if not draws and not batch:  # elsewhere JAX numbers the normals of other coordinates
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_default_guide_draws_its_distribution():
+    tril = jnp.tril(jnp.arange(1.0, 101.0).reshape(10, 10) / 30) + jnp.eye(10)
+    loc = jnp.arange(10.0)
+    x = np.asarray(PaddedNormal(loc, scale_tril=tril).sample(jax.random.key(1), (40_000,)))
+    whitened = np.linalg.solve(np.asarray(tril), (x - np.asarray(loc)).T)
+    assert abs(whitened.mean(1)).max() < 4 / np.sqrt(40_000)
+    assert abs(np.cov(whitened) - np.eye(10)).max() < 5 * np.sqrt(2 / 40_000)
 
 
 @pytest.mark.long
