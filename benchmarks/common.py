@@ -1,7 +1,9 @@
-"""What every benchmark does alike: alternate two timings, quote medians, note the environment, write one JSON file."""
+"""What every benchmark does alike: alternate two timings, quote medians, note the environment, write one JSON file,
+whole or by sections."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -17,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+QUICK = "--quick" in sys.argv
+"""Whether a script is only to show that it runs; in its worker processes too."""
 REST = 0.1
 """Seconds before every timing of a pair: threads of BLAS and OpenMP spin for a while after the last call, and on two
 cores the other side would pay for it."""
@@ -78,8 +82,26 @@ def _with_memory(part: Callable[..., dict[str, Any]], *args: Any) -> dict[str, A
     return {**part(*args), "peak_memory_mb": round(peak_memory_mb())}
 
 
-def earlier(name: str) -> dict[str, Any]:
-    """Results that are there already, for scripts that run by sections."""
+def run_sections(name: str, description: str | None, sections: dict[str, Callable[[], Any]]) -> None:
+    """Run the sections that the command line names, else all. Each is written when it ends, beside what is there."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", help=f"of {', '.join(sections)}; none is all")
+    parser.add_argument("--quick", action="store_true", help="small, and no result file: that it runs")
+    chosen = parser.parse_args().sections
+    if unknown := sorted(set(chosen) - set(sections)):
+        parser.error(f"no section {unknown[0]!r} (there are: {', '.join(sections)})")
+    for section in chosen or sections:
+        began = time.perf_counter()
+        found = sections[section]()
+        took = time.perf_counter() - began
+        print(f"{section}: {took:.0f} s", flush=True)
+        if not QUICK:
+            before = _earlier(name)
+            taken = {**before.get("seconds_of_sections", {}), section: took}
+            write(name, {**before, section: found, "seconds_of_sections": taken})
+
+
+def _earlier(name: str) -> dict[str, Any]:
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else {}
 

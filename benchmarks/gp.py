@@ -3,7 +3,6 @@
 python benchmarks/gp.py [evaluations] [state_space] [stochastic] [iterative] [fits]
 """
 
-import sys
 import time
 import warnings
 from functools import partial
@@ -13,14 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from common import REST, earlier, seconds, write
+from common import QUICK, REST, run_sections, seconds
 from tinygp import GaussianProcess, kernels, transforms
 
 import estimax
 from estimax.estimators import SVGP, CoresetGP, GPEvidence, IterativeGP, SparseGP, StateSpaceGP
 from estimax.estimators.gp import iterative as lanczos
 
-QUICK = "--quick" in sys.argv
 POSITIVE = dist.constraints.positive
 
 
@@ -271,7 +269,7 @@ def fits_of_gpjax(n):
     return out
 
 
-def state_space_scaling():
+def state_space():
     """Seconds of one value and gradient by rows."""
     out = {}
     with jax.enable_x64(True):
@@ -369,7 +367,7 @@ def iterative_step(n, x64):
     }
 
 
-def iterative_scaling():
+def iterative():
     """Time and memory of a step by rows, and the log-determinant against Cholesky in its own standard errors.
 
     What is held has a part of fixed size, a block of the kernel (`BLOCK` elements and what they are made of); the
@@ -401,17 +399,13 @@ def iterative_scaling():
 
 
 SECTIONS = {
-    "evaluations": ("one value and gradient, seconds", evaluations),
-    "state_space": ("state space, one value and gradient, seconds", state_space_scaling),
-    "stochastic": ("steps a second", stochastic),
-    "iterative": ("iterations, a step and its memory", iterative_scaling),
-    "fits": ("whole fits", fits),
+    "evaluations": evaluations,
+    "state_space": state_space,
+    "stochastic": stochastic,
+    "iterative": iterative,
+    "fits": fits,
 }
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    chosen = [a for a in sys.argv[1:] if a in SECTIONS] or list(SECTIONS)
-    results = {SECTIONS[name][0]: SECTIONS[name][1]() for name in chosen}
-    print(results)
-    if not QUICK:
-        write("gp", {**earlier("gp"), **results})
+    run_sections("gp", __doc__, SECTIONS)

@@ -4,7 +4,6 @@ and dimension.
 python benchmarks/gp_studies.py [evidence] [calibration] [dimension]
 """
 
-import sys
 import warnings
 
 import jax
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from common import earlier, write
+from common import run_sections
 from scipy.special import logsumexp
 from tinygp import GaussianProcess, kernels
 
@@ -201,7 +200,4 @@ def dimension(n=40, repeats=20):
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    sections = {"evidence": evidence, "calibration": calibration, "dimension": dimension}
-    chosen = [a for a in sys.argv[1:] if a in sections] or list(sections)
-    for name in chosen:
-        write("gp_studies", {**earlier("gp_studies"), name: sections[name]()})
+    run_sections("gp_studies", __doc__, {f.__name__: f for f in (evidence, calibration, dimension)})

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import optax
-from common import RESULTS, paired, seconds, write
+from common import QUICK, paired, run_sections, seconds
 from jax import random
 from numpyro.contrib.module import eqx_module
 from numpyro.distributions import Categorical, MixtureSameFamily, Normal
@@ -37,8 +35,8 @@ from estimax.models.networks import LinearFlow, TimeMLP
 from estimax.models.noise_process import VE, VP
 from estimax.models.transport import Flow, observed
 
-STEPS = 1.0
-"""Share of the steps of every fit: below 1 with --quick."""
+STEPS = 0.01 if QUICK else 1.0
+"""Share of the steps of every fit."""
 
 
 def fit(model: Callable, estimator: Any, data: dict[str, Any], num_steps: int, learning_rate: float) -> Any:
@@ -390,25 +388,5 @@ SECTIONS = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; none is all")
-    parser.add_argument("--quick", action="store_true", help="few steps, and no result file: that it runs")
-    args = parser.parse_args()
-    unknown = sorted(set(args.sections) - set(SECTIONS))
-    if unknown:
-        parser.error(f"no section {unknown[0]!r} (there are: {', '.join(SECTIONS)})")
-    global STEPS
-    STEPS = 0.01 if args.quick else 1.0
-    results = {}
-    for name in args.sections or SECTIONS:
-        results[name] = SECTIONS[name]()
-        print(name, results[name], flush=True)
-    if not args.quick:
-        path = RESULTS / "scores.json"
-        before = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else {}
-        write("scores", before | results)
-
-
 if __name__ == "__main__":
-    main()
+    run_sections("scores", __doc__, SECTIONS)

@@ -2,12 +2,11 @@
 
 `SVI.run(progress_bar=False)` compiles at every call; its steps are timed in a compiled function, so that steps are
 compared with steps. Both sides get the same guide class, optimiser, particles and gradient estimator of NumPyro's kind.
-Each part runs in a process of its own, with its own peak memory: what ran before it moves a ratio of steps by 10 %.
+Each section runs in a process of its own, with its own peak memory: what ran before it moves a ratio of steps by 10 %.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from common import alone, earlier, paired, seconds, write
+from common import QUICK, alone, paired, run_sections, seconds
 from numpyro.infer import SVI, RenyiELBO, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 
@@ -54,7 +53,7 @@ def _svi_seconds(svi: SVI, data: dict, num_steps: int) -> float:
     return seconds(lambda: jax.block_until_ready(svi.run(jax.random.key(0), num_steps, **data).losses))
 
 
-def step_loop(name: str, label: str, quick: bool) -> dict[str, Any]:
+def step_loop(name: str, label: str) -> dict[str, Any]:
     """Steps per second with the progress bar on and against a scan without one."""
     model = models.get(name)
     data = {k: jnp.asarray(v) for k, v in model.data().items()}
@@ -62,7 +61,7 @@ def step_loop(name: str, label: str, quick: bool) -> dict[str, Any]:
     ours, theirs = PAIRS[label]
     svi = SVI(model.model, AutoNormal(model.model), optimizer, theirs)
     state = svi.init(jax.random.key(0), **data)
-    steps = 300 if quick else 4000 if name == "eight_schools" else 1500
+    steps = 300 if QUICK else 4000 if name == "eight_schools" else 1500
 
     def scan(state: Any, data: Any) -> Any:
         return svi.run(jax.random.key(0), steps, progress_bar=False, init_state=state, **data).losses
@@ -72,12 +71,12 @@ def step_loop(name: str, label: str, quick: bool) -> dict[str, Any]:
     run_ours = compiled_steps(result.problem, optimizer, steps)
     run_ours()
     jax.block_until_ready(scanned(state, data))
-    bare = paired(run_ours, lambda: jax.block_until_ready(scanned(state, data)), 3 if quick else 15)
+    bare = paired(run_ours, lambda: jax.block_until_ready(scanned(state, data)), 3 if QUICK else 15)
 
     # With progress bars: our whole fit against SVI's whole run, both after compilation of the step.
-    many = 500 if quick else 5000
+    many = 500 if QUICK else 5000
     rates = []
-    for _ in range(2 if quick else 5):
+    for _ in range(2 if QUICK else 5):
         ours_rate = fitted(model, ours, optimizer, many, progress_bar=True).steps_per_second
         short, long = _svi_seconds(svi, data, 100), _svi_seconds(svi, data, many + 100)
         rates.append((ours_rate, many / max(long - short, 1e-9)))
@@ -137,11 +136,11 @@ def second_fit(name: str) -> dict[str, Any]:
     return out
 
 
-def gradient_cost(name: str, quick: bool) -> dict[str, Any]:
+def gradient_cost(name: str) -> dict[str, Any]:
     """Step time of VIS and of dreg over that of IWAE with reparameterised gradients, same K."""
     model = models.get(name)
     optimizer = optax.adam(0.01)
-    steps = 200 if quick else 2000
+    steps = 200 if QUICK else 2000
     guide = model.guide or AutoNormal
 
     def ready(estimator: Any) -> Any:
@@ -162,7 +161,7 @@ def gradient_cost(name: str, quick: bool) -> dict[str, Any]:
     }
     out = {}
     for label, estimator in cases.items():
-        timing = paired(base, ready(estimator), 3 if quick else 9)
+        timing = paired(base, ready(estimator), 3 if QUICK else 9)
         out[label] = {"step_time_ratio": timing["speed_ratio"], **timing}
     print(name, "step time over IWAE", {k: round(v["step_time_ratio"], 2) for k, v in out.items()})
     return out
@@ -171,7 +170,7 @@ def gradient_cost(name: str, quick: bool) -> dict[str, Any]:
 def restarts() -> dict[str, Any]:
     """32 vmapped restarts of eight_schools over one fit, default guide and steps, all compiled: whole fits, and steps.
 
-    A step of one run is mostly overhead; random bits alone make 32 of them cost more than six.
+    A step of one run is mostly overhead, one of 32 is random numbers and small products.
     """
     model = models.get("eight_schools")
 
@@ -205,30 +204,14 @@ def import_time() -> dict[str, float]:
     return {"time_ratio": statistics.median(ratios), "ratios": ratios}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    small = ("eight_schools", "logistic_regression")
-    parts: dict[str, Any] = {
-        "step_loop": lambda: {n: {label: alone(step_loop, n, label, quick) for label in PAIRS} for n in small},
-        "second_fit": lambda: {n: alone(second_fit, n) for n in small},
-        "gradient_cost": lambda: {n: alone(gradient_cost, n, quick) for n in (*small, "vae_digits")},
-        "restarts": lambda: alone(restarts),
-        "import": import_time,
-    }
-    parser.add_argument("parts", nargs="*", help=f"some of {', '.join(parts)}; the others keep what was written before")
-    parser.add_argument("--quick", action="store_true", help="few steps, to see that it runs")
-    arguments = parser.parse_args()
-    quick = arguments.quick
-    if unknown := set(arguments.parts) - set(parts):
-        parser.error(f"no part {unknown.pop()!r}: there are {', '.join(parts)}")
-    for name in arguments.parts or parts:
-        began = time.perf_counter()
-        found = parts[name]()
-        if not quick:
-            before = earlier("speed")
-            taken = {**before.get("seconds_of_parts", {}), name: time.perf_counter() - began}
-            write("speed", {**before, name: found, "seconds_of_parts": taken})
-
+SMALL = ("eight_schools", "logistic_regression")
+SECTIONS = {
+    "step_loop": lambda: {n: {label: alone(step_loop, n, label) for label in PAIRS} for n in SMALL},
+    "second_fit": lambda: {n: alone(second_fit, n) for n in SMALL},
+    "gradient_cost": lambda: {n: alone(gradient_cost, n) for n in (*SMALL, "vae_digits")},
+    "restarts": lambda: alone(restarts),
+    "import": import_time,
+}
 
 if __name__ == "__main__":
-    main()
+    run_sections("speed", __doc__, SECTIONS)
