@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pandas as pd
 
-from .evidence import MOST_MISSED, Evidence
+from .evidence import MOST_MISSED, MOST_UNMET, Evidence
 from .likelihood import information_trace
 
 if TYPE_CHECKING:
@@ -160,6 +160,12 @@ def _advice(result: FitResult, evidence: Evidence, start: Evidence | None, drift
             f"searches for a start ended at separate modes, and the draws miss at least {evidence.missed:.0%} of the "
             "posterior: the guide sits at one mode or a few. Where modes are relabellings of one another, order the "
             "parameters (constraints.ordered_vector); else give each mode a fit of its own (start= a dict) or take NUTS"
+        )
+    elif evidence.unmet > MOST_UNMET:
+        advice.append(
+            f"{evidence.unmet:.0%} of the searches for a start ended each at a mode of its own: there are more modes "
+            "than they met, which weights cannot see. Relabellings of one another want an order "
+            "(constraints.ordered_vector), other posteriors of many modes a sampler made for them"
         )
     elif evidence.verdict == "good":
         advice.append(

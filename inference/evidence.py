@@ -29,6 +29,8 @@ class Evidence:
     missed: float = 0.0
     """Share of the posterior, at least, that the draws never see: a lower bound of the log evidence from elsewhere (the
     modes where searches for a start ended) lies above `value` by more than both errors."""
+    unmet: float = 0.0
+    """Chance that one more search for a start would end at a mode that none has met (`Start.unmet`)."""
     local: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -37,7 +39,7 @@ class Evidence:
 
     @property
     def verdict(self) -> str:
-        if self.missed > MOST_MISSED:
+        if self.missed > MOST_MISSED or self.unmet > MOST_UNMET:
             return "do not use"
         return verdict(self.khat, self.num_samples, self.ess)
 
@@ -49,6 +51,7 @@ class Evidence:
 
 
 MOST_MISSED = 0.1
+MOST_UNMET = 0.5
 
 
 def khat_threshold(num_samples: int) -> float:
@@ -69,11 +72,14 @@ def verdict(khat: float, num_samples: int, ess: float = 0.0) -> str:
     return "ok" if khat < 1 and ess >= 0.96 * num_samples else "do not use"
 
 
-def estimate(log_weights: np.ndarray, bound: tuple[float, float] = (math.nan, math.nan)) -> Evidence:
+def estimate(
+    log_weights: np.ndarray, bound: tuple[float, float] = (math.nan, math.nan), unmet: float = 0.0
+) -> Evidence:
     """Evidence from log-weights of shape ``(S, *local plates)``.
 
     Args:
         bound: a lower bound of log p(x) known from elsewhere, with its standard error; NaN: none.
+        unmet: as in `Evidence`.
     """
     given = np.asarray(log_weights)
     num_samples, shape = given.shape[0], given.shape[1:]
@@ -98,5 +104,6 @@ def estimate(log_weights: np.ndarray, bound: tuple[float, float] = (math.nan, ma
         ess=float(np.min(ess)),
         num_samples=num_samples,
         missed=1 - math.exp(-excess) if excess > 0 else 0.0,
+        unmet=unmet,
         local={k: v.reshape(shape) for k, v in local.items()},
     )

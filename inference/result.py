@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -176,8 +175,10 @@ class FitResult:
 
     def evidence_of(self, log_weights: np.ndarray) -> Evidence:
         """The same from `log_weights` at hand, ``(num_samples, *local plates)``."""
-        bound = (math.nan, math.nan) if self.start is None else (self.start.bound, self.start.bound_stderr)
-        return evidence_module.estimate(log_weights, bound)
+        if self.start is None:
+            return evidence_module.estimate(log_weights)
+        start = self.start
+        return evidence_module.estimate(log_weights, (start.bound, start.bound_stderr), start.unmet)
 
     def diagnose(self, num_samples: int = 4000, *, seed: int = 0) -> Diagnosis | PointDiagnosis:
         """Numbers, and in words what to trust and what to try next.

@@ -60,6 +60,10 @@ class Start:
     """ELBO of the mixture of the Gaussians at all points where searches ended: no more than the log evidence. NaN where
     the model has parameters of its own, which the fit then moves."""
     bound_stderr: float = float("nan")
+    unmet: float = 0.0
+    """Chance that one more search ends at a mode that none has met, by Good and Turing's estimate: of all searches,
+    those that met a mode alone (The Population Frequencies of Species and the Estimation of Population Parameters).
+    Zero with fewer than four searches."""
     gradient_norm: float = float("nan")
     """Length of the Newton step at the chosen point, in units of posterior standard deviations."""
     condition_number: float = float("nan")
@@ -70,7 +74,7 @@ class Start:
 
     def elsewhere(self) -> Start:
         """The same place for another model or other data, of whose evidence it knows nothing."""
-        return replace(self, bound=float("nan"), bound_stderr=float("nan"))
+        return replace(self, bound=float("nan"), bound_stderr=float("nan"), unmet=0.0)
 
     def __str__(self) -> str:
         text = f"start: {self.method}, curvature: {self.curvature}"
@@ -364,7 +368,7 @@ def _find(model: Callable, data: dict, theta: dict, method: Any, seed: int, num_
                 if theta:
                     return found
                 bound, uncertain = mixture_bound(points.loc, points.scale, points.elbo, points.log_p, noise)
-                return replace(found, bound=bound, bound_stderr=uncertain)
+                return replace(found, bound=bound, bound_stderr=uncertain, unmet=_unmet(points))
             notes.append(f"{name} found no point with a finite ELBO")
     try:
         point = _prior(target, random.split(key_prior, 1000), noise)
@@ -394,6 +398,29 @@ def _distance(gap: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return np.linalg.norm(whitened, axis=1)
 
 
+def _modes(loc: np.ndarray, scale: np.ndarray, elbo: np.ndarray) -> dict[int, list[int]]:
+    """Searches by the mode where they ended, under the best one of each; ends that weigh nothing are left out.
+
+    Ends within an sd of each other, by the better one's Gaussian, are the same mode.
+    """
+    modes: dict[int, list[int]] = {}
+    for i in np.argsort(-elbo, kind="stable"):
+        if not elbo[i] > np.max(elbo) - 20:
+            break
+        own = next((j for j in modes if _distance(loc[i : i + 1] - loc[j], scale[j])[0] <= 1), int(i))
+        modes.setdefault(own, []).append(int(i))
+    return modes
+
+
+def _unmet(points: _Point) -> float:
+    """See `Start.unmet`. A search that stopped on the way met no mode."""
+    loc, scale, elbo, step = (np.asarray(a) for a in (points.loc, points.scale, points.elbo, points.gradient_norm))
+    if len(elbo) < 4:
+        return 0.0
+    alone = [found[0] for found in _modes(loc, scale, elbo).values() if len(found) == 1]
+    return float(np.sum(step[alone] < 0.1)) / len(elbo)
+
+
 def mixture_bound(loc: Any, scale: Any, elbo: Any, log_p: Any, noise: Any) -> tuple[float, float]:
     """ELBO of a mixture of Gaussians, and its Monte Carlo standard error: a lower bound of log ∫ p.
 
@@ -407,11 +434,7 @@ def mixture_bound(loc: Any, scale: Any, elbo: Any, log_p: Any, noise: Any) -> tu
         noise: ``(S, D)``, the second half the negative of the first.
     """
     loc, scale, elbo, log_p = (np.asarray(a) for a in (loc, scale, elbo, log_p))
-    kept: list[int] = []
-    for i in np.argsort(-elbo, kind="stable"):
-        weighs = elbo[i] > np.max(elbo) - 20
-        if weighs and all(_distance(loc[i : i + 1] - loc[j], scale[j])[0] > 1 for j in kept):  # else the same mode
-            kept.append(int(i))
+    kept = list(_modes(loc, scale, elbo))
     loc, scale, log_p = loc[kept], scale[kept], log_p[kept]
     noise, log_share = np.asarray(noise), elbo[kept] - logsumexp(elbo[kept])
     full = scale.ndim == 3

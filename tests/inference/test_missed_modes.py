@@ -12,6 +12,7 @@ from scipy.special import logsumexp
 
 import estimax
 from estimax import estimators
+from estimax.inference.bench.sampling import many_well
 from estimax.inference.evidence import estimate
 from estimax.inference.start import find_start, mixture_bound
 
@@ -83,3 +84,28 @@ def test_the_bound_is_of_its_own_model_and_data_alone():
     assert estimate(np.zeros(100)).missed == 0.0
     assert estimate(np.zeros(100), (math.log(2.0), 0.0)).missed == pytest.approx(0.5)
     assert estimate(np.zeros(100), (math.log(2.0), 1.0)).missed == 0.0
+
+
+def test_searches_that_end_each_at_a_mode_of_its_own_are_told():
+    """Good and Turing's estimate by hand: eight searches among 2¹⁶ modes meet eight; among two modes they meet both."""
+    start = find_start(many_well, {})
+    assert start.unmet == 1.0
+    assert start.num_agree == 1
+    assert find_start(many_well, {}, method=start).unmet == 0.0
+    assert find_start(two_modes, {}).unmet == 0.0
+
+
+@pytest.mark.parametrize(("unmet", "verdict"), [(0.5, "good"), (0.6, "do not use")])
+def test_verdict_where_most_searches_met_a_mode_alone(unmet, verdict):
+    weights = 1e-3 * np.random.default_rng(0).normal(size=1000)
+    assert estimate(weights, unmet=unmet).verdict == verdict
+
+
+@pytest.mark.long
+def test_a_good_looking_fit_of_one_well_of_many_is_not_called_good():
+    result = estimax.fit(many_well, estimators.ELBO(8), {}, num_steps=300, progress_bar=False)
+    evidence = result.log_evidence(4000)
+    assert evidence.khat < evidence.threshold
+    assert evidence.missed < 0.1
+    assert evidence.verdict == "do not use"
+    assert "100% of the searches" in str(result.diagnose())
