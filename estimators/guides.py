@@ -113,7 +113,7 @@ class WhitenedNormal(eqx.Module):
 
 
 _LANES = 8
-"""Numbers that a vector unit takes at once: XLA leaves loops of ten scalar, and makes none of a multiple of this."""
+"""Numbers that a vector unit takes at once: XLA vectorises a loop over a multiple of so many, not one over ten."""
 
 
 class PaddedNormal(dist.MultivariateNormal):
