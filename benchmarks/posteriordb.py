@@ -19,7 +19,6 @@ from suite import keep
 import estimax
 from estimax.inference.bench import suites
 
-FIRST = ["default", "VIS"]
 ONCE = "numpyro:NUTS"
 
 
@@ -46,11 +45,9 @@ def main() -> None:
 
 
 def _parts(root: str | None, seeds: int) -> list[tuple[list[str], int]]:
-    """Columns with their numbers of seeds, the most telling first; NUTS is the dearest, and is exact: once will do."""
-    columns = suites.load("posteriordb", root).columns
-    peers = [name for name in columns if ":" in name and name != ONCE]
-    others = [name for name in columns if ":" not in name and name not in FIRST]
-    return [(FIRST, seeds), (peers, seeds), ([ONCE], 1), (others, seeds)]
+    """Columns with their numbers of seeds; NUTS is the dearest, and is exact: once will do."""
+    columns = [name for name in suites.load("posteriordb", root).columns if name != ONCE]
+    return [(columns, seeds), ([ONCE], 1)]
 
 
 if __name__ == "__main__":
