@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import re
 import shlex
 import sys
 from collections.abc import Generator, Mapping, Sequence
@@ -168,10 +169,15 @@ def benchmark(
 
 
 def table_of(rows: list[dict[str, Any]], header: Mapping[str, Any]) -> pd.DataFrame:
-    """Rows as a table, one a run, by case, by column in the order of the header, by seed."""
+    """Rows as a table, one a run, by case (K=4 before K=16), by column in the order of the header, by seed."""
     first = ["case", "column", "seed", "status", "reason"]
     order = {name: i for i, name in enumerate(header["columns"])}
-    rows = sorted(rows, key=lambda row: (row["case"], order.get(row["column"], len(order)), row["seed"]))
+
+    def place(row: dict[str, Any]) -> tuple:
+        case = [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", row["case"])]
+        return case, order.get(row["column"], len(order)), row["seed"]
+
+    rows = sorted(rows, key=place)
     frame = pd.DataFrame(rows)
     if "khat" in frame:  # JSON has no infinities: −∞ where all weights are equal, ∞ where nothing can be said
         known, judged = frame["khat"].astype(float), frame["verdict"].notna()

@@ -79,9 +79,10 @@ def in_processes(groups: Sequence[Sequence[Job]], num_workers: int) -> Generator
                 workers[worker.connection] = worker
             for connection in wait(list(workers)):
                 worker = workers[connection]
-                try:
+                message = None
+                with contextlib.suppress(EOFError, OSError):
                     message = worker.connection.recv()
-                except (EOFError, OSError):
+                if message is None:  # it died
                     del workers[connection]
                     yield from _after_death(worker, deaths, pending)
                     continue

@@ -13,6 +13,7 @@ from scipy import integrate, stats
 from estimax.inference.bench import conjugate, measures, sampling, suites, tight_bounds, vis_paper
 from estimax.inference.bench.cases import Truth
 from estimax.inference.bench.measures import Yardstick, sliced_wasserstein
+from estimax.inference.bench.runner import table_of
 from estimax.inference.files import BadInput
 
 CONJUGATE = {case.name: case for case in conjugate.cases()}
@@ -259,3 +260,11 @@ def test_the_paper_s_figure_has_a_panel_a_measure():
     assert [c.get_segments()[0][0][1] for c in first.collections] == [-1.0, -3.5]
     assert [t.get_text() for t in second.get_xticklabels()] == ["A", "B"]
     assert (second.get_yscale(), third.get_yscale()) == ("linear", "symlog")
+
+
+def test_table_counts_as_people_do():
+    names = ["K=1024", "K=4", "two_moons", "K=16", "9 wells", "banana"]
+    rows = [{"case": n, "column": c, "seed": 0, "status": "finished"} for n in names for c in ("VIS", "default")]
+    frame = table_of(rows, {"columns": {"default": "", "VIS": ""}})
+    assert list(frame["case"].unique()) == ["9 wells", "K=4", "K=16", "K=1024", "banana", "two_moons"]
+    assert list(frame["column"][:2]) == ["default", "VIS"]
