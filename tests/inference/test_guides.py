@@ -153,7 +153,7 @@ def test_default_guide_names_its_parameters_in_posterior_units(default_fit):
     batch=st.sampled_from([(), (2,), (3, 2)]),
     draws=st.sampled_from([(), (4,), (2, 3)]),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_default_guide_draws_what_numpyro_draws(dimension, batch, draws):
     keys = jax.random.split(jax.random.key(dimension), 3)
     loc = jax.random.normal(keys[0], (*batch, dimension))

@@ -86,6 +86,7 @@ def test_the_bound_is_of_its_own_model_and_data_alone():
     assert estimate(np.zeros(100), (math.log(2.0), 1.0)).missed == 0.0
 
 
+@pytest.mark.long
 def test_searches_that_end_each_at_a_mode_of_its_own_are_told():
     """Good and Turing's estimate by hand: eight searches among 2¹⁶ modes meet eight; among two modes they meet both."""
     start = find_start(many_well, {})
