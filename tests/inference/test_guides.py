@@ -28,7 +28,7 @@ def quick(guide, estimator=None, num_steps=1000, **options):
 @pytest.mark.parametrize(
     "cls",
     [
-        autoguide.AutoMultivariateNormal,
+        pytest.param(autoguide.AutoMultivariateNormal, marks=pytest.mark.long),
         autoguide.AutoNormal,
         pytest.param(autoguide.AutoDiagonalNormal, marks=pytest.mark.slow),
         pytest.param(autoguide.AutoLowRankMultivariateNormal, marks=pytest.mark.slow),
@@ -53,7 +53,7 @@ def test_automatic_guides_start_at_the_mode_and_reach_it(cls):
 @pytest.mark.parametrize(
     ("cls", "num_steps"),
     [
-        (autoguide.AutoBatchedMultivariateNormal, 1000),
+        pytest.param(autoguide.AutoBatchedMultivariateNormal, 1000, marks=pytest.mark.long),
         pytest.param(autoguide.AutoBatchedLowRankMultivariateNormal, 4000, marks=pytest.mark.slow),
     ],
 )
@@ -155,11 +155,15 @@ def test_default_guide_names_its_parameters_in_posterior_units(default_fit):
 )
 @settings(max_examples=6, deadline=None)
 def test_default_guide_draws_what_numpyro_draws(dimension, batch, draws):
-    keys = jax.random.split(jax.random.key(dimension), 3)
-    loc = jax.random.normal(keys[0], (*batch, dimension))
-    tril = jnp.tril(jax.random.uniform(keys[1], (*batch, dimension, dimension))) + jnp.eye(dimension)
-    theirs = dist.MultivariateNormal(loc, scale_tril=tril).sample(keys[2], draws)
-    ours = PaddedNormal(loc, scale_tril=tril).sample(keys[2], draws)
+    @jax.jit
+    def both(key):
+        keys = jax.random.split(key, 3)
+        loc = jax.random.normal(keys[0], (*batch, dimension))
+        tril = jnp.tril(jax.random.uniform(keys[1], (*batch, dimension, dimension))) + jnp.eye(dimension)
+        laws = dist.MultivariateNormal(loc, scale_tril=tril), PaddedNormal(loc, scale_tril=tril)
+        return [law.sample(keys[2], draws) for law in laws]
+
+    theirs, ours = both(jax.random.key(dimension))
     assert ours.shape == (*draws, *batch, dimension)
     if not draws and not batch:  # elsewhere JAX numbers the normals of other coordinates
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
