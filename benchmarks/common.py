@@ -94,7 +94,7 @@ def run_sections(name: str, description: str | None, sections: dict[str, Callabl
         began = time.perf_counter()
         found = sections[section]()
         took = time.perf_counter() - began
-        print(f"{section}: {took:.0f} s", flush=True)
+        print(f"{section}, {took:.0f} s: {found}", flush=True)
         if not QUICK:
             before = _earlier(name)
             taken = {**before.get("seconds_of_sections", {}), section: took}
