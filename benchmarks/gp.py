@@ -18,6 +18,7 @@ from tinygp import GaussianProcess, kernels, transforms
 import estimax
 from estimax.estimators import SVGP, CoresetGP, GPEvidence, IterativeGP, SparseGP, StateSpaceGP
 from estimax.estimators.gp import iterative as lanczos
+from estimax.inference.blas import leaves_room
 
 POSITIVE = dist.constraints.positive
 
@@ -94,7 +95,7 @@ def ours(model, data, out):
         out["n x n arrays held"] = held
 
     def once(i):
-        with jax.enable_x64(True):
+        with jax.enable_x64(True), leaves_room(problem):  # as in a fit
             jax.block_until_ready(compiled(jax.tree.map(lambda x: x + 1e-3 * i, problem.params)))
 
     return once

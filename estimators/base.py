@@ -98,6 +98,11 @@ class Problem(eqx.Module):
         return 32
 
     @property
+    def factorised(self) -> int:
+        """Rows of the matrices that a loss factorises; zero where they are few, whatever the data."""
+        return 0
+
+    @property
     def memory(self) -> Any:
         """What a stateful loss remembers between steps (chains, a counter), a pytree; None where it has no state."""
         return None

@@ -20,7 +20,7 @@ from ..estimators import blocks
 from ..estimators.base import Estimator, Params, Problem
 from ..estimators.checks import check_counts
 from ..estimators.guides import WhitenedNormal
-from . import engine
+from . import blas, engine
 from . import solve as solvers
 from .data import check_estimator, check_model, nearest, prepare
 from .guides import resolve
@@ -150,11 +150,12 @@ def _solve(model: Callable, estimator: Estimator, data: Any, start: Any, solver:
         given = start.items() if isinstance(start, Mapping) else ()
         if given:
             problem = replace(problem, params={**problem.params, **problem.unconstrain(dict(given))})
-        starts, losses = _feasible_starts(problem, key, num_restarts, bool(given))
-        solution = solvers.solve(
-            problem, starts, losses, num_steps, solver=solver, progress_bar=progress_bar,
-            description=type(estimator).__name__, on_progress=on_progress,
-        )  # fmt: skip
+        with blas.leaves_room(problem):
+            starts, losses = _feasible_starts(problem, key, num_restarts, bool(given))
+            solution = solvers.solve(
+                problem, starts, losses, num_steps, solver=solver, progress_bar=progress_bar,
+                description=type(estimator).__name__, on_progress=on_progress,
+            )  # fmt: skip
         best = int(np.argmin(np.where(np.isfinite(solution.losses[:, -1]), solution.losses[:, -1], np.inf)))
         final = jax.tree.map(lambda x: x[best], solution.params)
         problem = problem.finish(final)
@@ -282,10 +283,11 @@ def _run(problem: Problem, transformation: Any, key_init: Array, key_run: Array,
 
         state = state._replace(rng_key=unrolled(state.rng_key, (problem, transformation, num_restarts), step))
     description = type(estimator).__name__
-    outcome = engine.run(
-        problem, transformation, state, num_steps, progress_bar=progress_bar, description=description,
-        on_progress=on_progress,
-    )  # fmt: skip
+    with blas.leaves_room(problem):
+        outcome = engine.run(
+            problem, transformation, state, num_steps, progress_bar=progress_bar, description=description,
+            on_progress=on_progress,
+        )  # fmt: skip
     final, losses, metrics = outcome.state, outcome.losses, outcome.metrics
     if num_restarts > 1:
         losses = losses.reshape(num_restarts, -1)  # of no step at all where interrupted that early

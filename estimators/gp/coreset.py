@@ -115,6 +115,10 @@ class CoresetProblem(nonconjugate.SitesProblem):
     def batch(self) -> int:
         return at_once(1e7 // (self.num_units * self.options.num_points))
 
+    @property
+    def factorised(self) -> int:
+        return self.options.num_points
+
     def finish(self, params: Params) -> CoresetProblem:
         return self
 

@@ -166,6 +166,10 @@ def _condition(problem: RegressionProblem, params: Params) -> tuple[Array, Array
 class EvidenceProblem(RegressionProblem):
     """−log marginal likelihood − log prior."""
 
+    @property
+    def factorised(self) -> int:
+        return self.num_units
+
     def objective(self, params: Params, data: Data) -> Array:
         r = self.hyper.regression(params, data)
         return linalg.log_normal(r.covariance(), r.residual)
@@ -173,6 +177,10 @@ class EvidenceProblem(RegressionProblem):
 
 class LeaveOneOutProblem(RegressionProblem):
     """−Σ log N(y_i | μ_−i, σ²_−i) − log prior."""
+
+    @property
+    def factorised(self) -> int:
+        return self.num_units
 
     @property
     def has_curvature(self) -> bool:

@@ -223,6 +223,10 @@ class SitesProblem(ProcessProblem):
         return at_once(2e7 // self.num_units**3)
 
     @property
+    def factorised(self) -> int:
+        return self.num_units
+
+    @property
     def site(self) -> str:
         return self.hyper.latent[0]
 
