@@ -30,25 +30,58 @@ class EBFlow(Matching):
     normalised density is there again, as is `problem.log_likelihood`.
 
     The log-density must be smooth: two continuous derivatives in x for "sliced", so neither splines nor ReLU networks;
-    "denoising" is content with one. The score says little of the shares of modes that are far apart: for these take
-    `MLE`.
+    "denoising" is content with one. The score says little of the shares of parts that are far apart, unless noise has
+    joined them before: let sigma fall during the fit, from the spread of the data to what may be smoothed away.
 
     Args:
         variant: "sliced", above, or "denoising": ½‖s(x + σε) + ε/σ‖², the score of the data with noise (less ½‖ε‖²/σ²,
             and each draw with its mirror image).
-        sigma: σ of "denoising", in units of the data; it fits the density that is smoothed by it.
+        sigma: σ of "denoising", in units of the data; it fits the density that is smoothed by it. A pair (first, last)
+            lets it fall from the one to the other, by the same factor at every step.
         num_directions: directions v, or pairs of noise, a datum.
+        anneal_steps: steps until sigma has fallen; give `fit` some more.
     """
 
     variant: str = "sliced"
-    sigma: float = 0.1
+    sigma: float | tuple[float, float] = 0.1
     num_directions: int = 1
+    anneal_steps: int = 5000
 
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
             raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {self.variant!r}")
-        check_positive("sigma, the noise scale,", self.sigma)
-        check_counts(num_directions=self.num_directions)
+        sigma = self.sigma if isinstance(self.sigma, (tuple, list)) else (self.sigma,)
+        if not 1 <= len(sigma) <= 2:
+            raise ValueError(f"sigma must be a number or a pair (first, last), got {self.sigma!r}")
+        for value in sigma:
+            check_positive("sigma, the noise scale,", value)
+        if len(sigma) == 2:
+            if self.variant != "denoising":
+                raise ValueError(
+                    f"a pair sigma={self.sigma!r} is for variant='denoising': {self.variant!r} has no noise"
+                )
+            object.__setattr__(self, "sigma", (float(sigma[0]), float(sigma[1])))
+        check_counts(num_directions=self.num_directions, anneal_steps=self.anneal_steps)
+
+    @property
+    def counts_steps(self) -> bool:
+        return isinstance(self.sigma, tuple)
+
+    def sigma_at(self, step: Any) -> Any:
+        """σ after so many steps; `step` is not looked at where there is one σ only."""
+        if not isinstance(self.sigma, tuple):
+            return self.sigma
+        first, last = self.sigma
+        return first * (last / first) ** jnp.minimum(step / self.anneal_steps, 1.0)
+
+    def remarks(self, step: int) -> list[str]:
+        if step >= self.anneal_steps:
+            return []
+        last = self.sigma[1]  # type: ignore[index]
+        return [
+            f"after {step} steps sigma is still at {float(self.sigma_at(step)):.3g}, above its last value {last:.3g}: "
+            f"take more than anneal_steps={self.anneal_steps} steps (result.resume(num_steps)), or lower anneal_steps"
+        ]
 
     @property
     def wanted(self) -> str:
@@ -68,7 +101,7 @@ class EBFlow(Matching):
             return sliced.objective(network, Partial(_log_prob, rest, fn.event_shape), flat, v).reshape(batch)
         noise = random.normal(rng_key, shape, x.dtype)
         score = jax.grad(lambda rows: jnp.sum(fn.log_prob(rows.reshape(x.shape))))
-        return denoising(score, flat, noise, self.sigma).reshape(batch)
+        return denoising(score, flat, noise, self.sigma_at(table)).reshape(batch)
 
 
 def _log_prob(rest: Any, event_shape: tuple[int, ...], network: Any, x: Array) -> Array:

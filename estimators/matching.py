@@ -37,6 +37,15 @@ class Matching(Estimator):
 
     needs_guide = False
 
+    @property
+    def counts_steps(self) -> bool:
+        """Whether `objective` changes with the steps taken: it is then given their number as its table."""
+        return False
+
+    def remarks(self, step: int) -> list[str]:
+        """What `diagnose` says of a fit of so many steps, where they are counted."""
+        return []
+
     @abc.abstractmethod
     def matches(self, fn: Any) -> bool:
         """Whether the distribution has the network that is to be trained."""
@@ -76,7 +85,8 @@ class Matching(Estimator):
         tables = {
             n: self.prepare(sites[n], x, random.fold_in(key_prepare, i)) for i, (n, (_, x)) in enumerate(values.items())
         }
-        return replace(problem, tables=tables)
+        counter = jnp.zeros((), jnp.int32) if self.counts_steps else None
+        return replace(problem, tables=tables, memory=counter)
 
 
 class MatchingProblem(LikelihoodProblem):
@@ -102,8 +112,14 @@ class MatchingProblem(LikelihoodProblem):
             return LikelihoodProblem._log_probs(whole, params, data, key, extra, combination)
         model = handlers.substitute(self._prepared(key), substitute_fn=self._values(params, extra, combination))
         # fold_in(key, i) is split(key)[i], which NumPyro's seed handler uses: a number that it does not reach
-        model = _matched(model, self.matching, random.fold_in(key, 2**31 - 1), self.tables)
+        # the memory counts the step that is on its way
+        tables = self.tables if self.memory is None else dict.fromkeys(self.tables, self.memory - 1)
+        model = _matched(model, self.matching, random.fold_in(key, 2**31 - 1), tables)
         return compute_log_probs(model, (), dict(data), {}, sum_log_prob=False)
+
+    def remarks(self, params: Params) -> list[str]:
+        counted = [] if self.memory is None else self.matching.remarks(int(self.memory))
+        return super().remarks(params) + counted
 
     def matched_sites(self) -> dict[str, Any]:
         """Observed sites whose distribution has the network; a network inside is for looking at only."""

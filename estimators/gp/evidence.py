@@ -90,7 +90,7 @@ class RegressionProblem(ProcessProblem):
         r = self.hyper.regression(params, self.data)
         prior = self.prior_mean(params)
         mean, covariance = self.function(params).joint(r.X)
-        return _Draws(prior + mean, linalg.root(covariance), linalg.log_normal(r.covariance(), r.residual))
+        return _Draws(prior + mean, linalg.root(covariance), linalg.log_normal(r.lower_covariance(), r.residual))
 
     def prior_mean(self, params: Params) -> Array:
         reading = self.hyper.read(params, self.data)
@@ -153,7 +153,7 @@ def without(mean: Array, variance: Array, y: Array, noise: Array) -> tuple[Array
 def _remarks(problem: RegressionProblem, params: Params) -> tuple[Array, Array, Array]:
     """Jitter, leave-one-out residuals and variances."""
     r = problem.hyper.regression(params, problem.data)
-    return linalg.jittered_cholesky(r.covariance())[1], *problem.residuals(params)
+    return linalg.jittered_cholesky(r.lower_covariance())[1], *problem.residuals(params)
 
 
 @eqx.filter_jit
@@ -172,7 +172,7 @@ class EvidenceProblem(RegressionProblem):
 
     def objective(self, params: Params, data: Data) -> Array:
         r = self.hyper.regression(params, data)
-        return linalg.log_normal(r.covariance(), r.residual)
+        return linalg.log_normal(r.lower_covariance(), r.residual)
 
 
 class LeaveOneOutProblem(RegressionProblem):

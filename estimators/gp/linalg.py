@@ -112,7 +112,7 @@ def _inverse_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
 
 @jax.custom_jvp
 def log_normal(covariance: Array, residual: Array) -> Array:
-    """log N(residual | 0, covariance), nats; ``(n, n)`` and ``(n,)``.
+    """log N(residual | 0, covariance), nats; ``(n, n)``, of which it reads the lower triangle only, and ``(n,)``.
 
     Its derivative is ½ tr((ααᵀ − K⁻¹) dK) − αᵀ dr with α = K⁻¹ r (Gaussian Processes for Machine Learning, eq. 5.9):
     one factorisation and one inverse serve value and gradient, in little more than three n × n arrays.
@@ -132,8 +132,14 @@ def _log_normal_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     precision, value = _inverse_and_log_normal(covariance, residual)
     alpha = precision @ residual
     # a product and a sum over the elements, so that a cotangent for the kernel is one n × n array
-    sensitivity = 0.5 * (alpha[:, None] * alpha - precision)
+    sensitivity = (alpha[:, None] * alpha - precision) * _counts(len(alpha), precision.dtype)
     return value, jnp.sum(sensitivity * d_covariance) - alpha @ d_residual
+
+
+def _counts(n: int, dtype: Any) -> Array:
+    """What an element of a lower triangle counts in half of a sum over the symmetric matrix: 1, on the diagonal ½."""
+    i = jnp.arange(n)
+    return jnp.where(i[:, None] > i, 1.0, jnp.where(i[:, None] == i, 0.5, 0.0)).astype(dtype)
 
 
 @jax.custom_jvp
@@ -148,5 +154,6 @@ def _inverse_and_log_normal_jvp(primals: tuple, tangents: tuple) -> tuple:
     (covariance, residual), (d_covariance, d_residual) = primals, tangents
     precision, value = _inverse_and_log_normal(covariance, residual)
     alpha = precision @ residual
+    d_covariance = jnp.tril(d_covariance) + jnp.tril(d_covariance, -1).T
     d_value = 0.5 * alpha @ (d_covariance @ alpha) - 0.5 * jnp.sum(precision * d_covariance) - alpha @ d_residual
     return (precision, value), (-precision @ d_covariance @ precision, d_value)

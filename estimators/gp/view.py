@@ -33,6 +33,8 @@ NOT_POSITIVE = (
 )
 BLOCK = 2**17
 """Elements of a kernel matrix that are computed at once: they and what they are made of stay in the cache."""
+TILE = 128
+"""Rows and columns of a tile of a symmetric kernel matrix, of which one half is computed."""
 
 
 class Process(eqx.Module):
@@ -67,6 +69,10 @@ class Regression(NamedTuple):
         """K + noise. Recomputed in the backward pass: the kernel's own residuals would be several n × n arrays."""
         return add_noise(gram(self.kernel, self.X), self.noise)
 
+    def lower_covariance(self) -> Array:
+        """The same on and below the diagonal, and not above: all that a factorisation reads."""
+        return add_noise(lower_gram(self.kernel, self.X), self.noise)
+
 
 def gram(kernel: Any, X: Any, Z: Any = None) -> Array:
     """Kernel matrix ``(n, m)``, recomputed where it is differentiated, some rows at a time in both passes."""
@@ -74,6 +80,24 @@ def gram(kernel: Any, X: Any, Z: Any = None) -> Array:
     rows = jax.checkpoint(lambda k, a, b: k(a, b))
     size = blocks.size_of(num_rows(X), BLOCK // num_rows(other))
     return blocks.apply(lambda x: rows(kernel, x, other), X, size)
+
+
+def lower_gram(kernel: Any, X: Any) -> Array:
+    """Kernel matrix ``(n, n)`` with zeros for the tiles above the diagonal: a little more than half of the work."""
+    tiles = blocks.split(X, blocks.size_of(num_rows(X), TILE))
+    count, size = jax.tree.leaves(tiles)[0].shape[:2]
+    i, j = np.tril_indices(count)
+    tile = jax.checkpoint(lambda k, a, b: k(a, b))
+
+    def some(pairs: tuple[Array, Array]) -> Array:
+        a, b = (jax.tree.map(lambda x, index=index: x[index], tiles) for index in pairs)
+        return jax.vmap(lambda a, b: tile(kernel, a, b))(a, b)
+
+    found = blocks.apply(some, (jnp.asarray(i), jnp.asarray(j)), blocks.size_of(len(i), BLOCK // size**2))
+    grid = jnp.zeros((count, count, size, size), found.dtype)
+    grid = grid.at[i, j].set(found, indices_are_sorted=True, unique_indices=True)
+    n = num_rows(X)
+    return grid.transpose(0, 2, 1, 3).reshape(count * size, count * size)[:n, :n]
 
 
 def add_noise(matrix: Array, noise: Array) -> Array:

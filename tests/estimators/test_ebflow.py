@@ -65,6 +65,31 @@ def test_denoising_is_sliced_at_small_noise():
     assert abs(a - b) < 4 * np.hypot(sa, sb) + 0.02 * abs(a)
 
 
+def fixed(sigma):
+    return EBFlow("denoising", sigma=sigma)
+
+
+@pytest.mark.parametrize(("steps", "sigma"), [(0, 1.0), (50, 0.1), (100, 0.01), (1000, 0.01)])
+def test_a_pair_of_sigmas_falls_by_the_same_factor_at_every_step(steps, sigma):
+    """The loss after so many steps is that of the fixed noise between the two, half-way their geometric mean."""
+    falling = EBFlow("denoising", sigma=(1.0, 0.01), anneal_steps=100)
+    one, other = (
+        e.problem(random.key(0), gaussian_flow, None, {"x": jnp.asarray(IRIS)}) for e in (falling, fixed(sigma))
+    )
+    one = one.with_memory(jnp.asarray(steps + 1))  # the engine counts the step that is on its way
+    found, wanted = (p.loss(p.params, random.key(1), p.data)[0] for p in (one, other))
+    assert float(found) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_the_noise_goes_on_falling_in_a_resumed_fit_and_diagnose_says_where_it_is():
+    estimator = EBFlow("denoising", sigma=(1.0, 0.01), anneal_steps=100)
+    result = estimax.fit(gaussian_flow, estimator, {"x": IRIS}, num_steps=50, progress_bar=False)
+    assert "after 50 steps sigma is still at 0.1, above its last value 0.01" in str(result.diagnose())
+    more = result.resume(50, progress_bar=False)
+    assert int(more.problem.memory) == 100
+    assert "sigma is still" not in str(more.diagnose())
+
+
 def test_normal_family_reaches_the_maximum_likelihood():
     """For normal densities score matching is maximum likelihood."""
     result = estimax.fit(gaussian_flow, EBFlow(), {"x": IRIS}, num_steps=2000, progress_bar=False)
@@ -97,6 +122,10 @@ def no_flow(x):
     [
         (lambda: EBFlow("explicit"), "variant must be one of sliced, denoising"),
         (lambda: EBFlow("denoising", sigma=0.0), "sigma, the noise scale, must be positive, got 0.0"),
+        (lambda: EBFlow("denoising", sigma=(1.0, 0.0)), "sigma, the noise scale, must be positive, got 0.0"),
+        (lambda: EBFlow("denoising", sigma=(1.0, 0.5, 0.1)), r"a number or a pair \(first, last\)"),
+        (lambda: EBFlow(sigma=(1.0, 0.1)), "'sliced' has no noise"),
+        (lambda: EBFlow("denoising", sigma=(1.0, 0.1), anneal_steps=0), "anneal_steps must be an integer"),
         (lambda: EBFlow(num_directions=0), "num_directions must be an integer of at least 1"),
         (lambda: estimax.fit(no_flow, EBFlow(), {"x": IRIS}), "is a models.flows.FlowDensity.*'x' is Normal"),
         (lambda: estimax.fit(gaussian_flow, EBFlow(), {"x": np.ones((5, 4), int)}), "dequantise"),
