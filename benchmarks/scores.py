@@ -45,7 +45,7 @@ def fit(model: Callable, estimator: Any, data: dict[str, Any], num_steps: int, l
 
 
 def fit_annealed(model: Callable, data: dict[str, Any], num_steps: int, learning_rate: float) -> Any:
-    """A flow by the score of ever less noise, at one step size while the noise falls: a small one follows too slowly."""
+    """A flow by the score of ever less noise, at one step size while it falls: a small one follows too slowly."""
     num_steps = max(20, int(STEPS * num_steps))
     falling = 4 * num_steps // 5
     end = optax.cosine_decay_schedule(learning_rate, num_steps - falling)
