@@ -87,13 +87,12 @@ def lower_gram(kernel: Any, X: Any) -> Array:
     tiles = blocks.split(X, blocks.size_of(num_rows(X), TILE))
     count, size = jax.tree.leaves(tiles)[0].shape[:2]
     i, j = np.tril_indices(count)
-    tile = jax.checkpoint(lambda k, a, b: k(a, b))
-
-    def some(pairs: tuple[Array, Array]) -> Array:
-        a, b = (jax.tree.map(lambda x, index=index: x[index], tiles) for index in pairs)
-        return jax.vmap(lambda a, b: tile(kernel, a, b))(a, b)
-
-    found = blocks.apply(some, (jnp.asarray(i), jnp.asarray(j)), blocks.size_of(len(i), BLOCK // size**2))
+    tile = jax.checkpoint(lambda k, x, i, j: k(*(jax.tree.map(lambda x: x[at], x) for at in (i, j))))
+    found = blocks.apply(
+        jax.vmap(lambda pair: tile(kernel, tiles, *pair)),
+        (jnp.asarray(i), jnp.asarray(j)),
+        blocks.size_of(len(i), BLOCK // size**2),
+    )
     grid = jnp.zeros((count, count, size, size), found.dtype)
     grid = grid.at[i, j].set(found, indices_are_sorted=True, unique_indices=True)
     n = num_rows(X)
