@@ -87,12 +87,14 @@ def lower_gram(kernel: Any, X: Any) -> Array:
     tiles = blocks.split(X, blocks.size_of(num_rows(X), TILE))
     count, size = jax.tree.leaves(tiles)[0].shape[:2]
     i, j = np.tril_indices(count)
-    tile = jax.checkpoint(lambda k, x, i, j: k(*(jax.tree.map(lambda x: x[at], x) for at in (i, j))))
-    found = blocks.apply(
-        jax.vmap(lambda pair: tile(kernel, tiles, *pair)),
-        (jnp.asarray(i), jnp.asarray(j)),
-        blocks.size_of(len(i), BLOCK // size**2),
-    )
+
+    @jax.checkpoint
+    def tile(kernel: Any, tiles: Any, i: Array, j: Array) -> Array:
+        return kernel(jax.tree.map(lambda x: x[i], tiles), jax.tree.map(lambda x: x[j], tiles))
+
+    pairs = jnp.asarray(i), jnp.asarray(j)
+    together = blocks.size_of(len(i), BLOCK // size**2)
+    found = blocks.apply(jax.vmap(lambda pair: tile(kernel, tiles, *pair)), pairs, together)
     grid = jnp.zeros((count, count, size, size), found.dtype)
     grid = grid.at[i, j].set(found, indices_are_sorted=True, unique_indices=True)
     n = num_rows(X)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 from tinygp import kernels, transforms
 
 from estimax.estimators import GPEvidence
@@ -55,6 +56,53 @@ def test_kernel_matrix_in_blocks_equals_the_whole_and_so_does_its_derivative():
     expected, expected_slope = by(lambda kernel, X: kernel(X, X))
     np.testing.assert_allclose(value, expected, rtol=1e-10)
     np.testing.assert_allclose(slope, expected_slope, rtol=1e-10)
+
+
+@pytest.mark.parametrize("n", [1, 2, view.TILE, view.TILE + 1, 397])
+def test_half_of_a_kernel_matrix_by_tiles_equals_the_lower_triangle_and_so_does_its_derivative(n):
+    """With inputs of two arrays, as kernels of several outputs have; 397 rows are several tiles, the last filled up."""
+    rng = np.random.default_rng(0)
+    X = (jnp.asarray(rng.normal(size=(n, 3))), jnp.asarray(rng.integers(0, 2, n)))
+    weights = jnp.asarray(np.tril(rng.normal(size=(n, n))))
+
+    class OfPairs(kernels.Kernel):
+        lengths: jax.Array
+
+        def evaluate(self, X1, X2):
+            inner = transforms.Linear(1 / self.lengths, kernels.ExpSquared())
+            return inner.evaluate(X1[0], X2[0]) * jnp.where(X1[1] == X2[1], 1.0, 0.5)
+
+    def by(matrix):
+        def total(lengths):
+            return jnp.sum(weights * jnp.tril(matrix(OfPairs(lengths), X)))
+
+        return jax.jit(jax.value_and_grad(total))(jnp.array([0.5, 1.0, 2.0]))
+
+    value, slope = by(view.lower_gram)
+    expected, expected_slope = by(lambda kernel, X: kernel(X, X))
+    np.testing.assert_allclose(value, expected, rtol=1e-10)
+    np.testing.assert_allclose(slope, expected_slope, rtol=1e-10, atol=1e-12)
+
+
+def test_log_normal_and_its_derivatives_read_the_lower_triangle_only():
+    """Against SciPy, and JAX's own derivatives through its Cholesky factor: first and second, along symmetric ones."""
+    rng = np.random.default_rng(0)
+    n = 6
+    root, residual = rng.normal(size=(n, n)), jnp.asarray(rng.normal(size=n))
+    matrix, direction = jnp.asarray(root @ root.T + np.eye(n)), jnp.asarray(root + root.T)
+    lower = lambda m: jnp.tril(m) + 7 * jnp.triu(jnp.ones((n, n)), 1)  # noqa: E731
+
+    def plain(t):
+        factor = jnp.linalg.cholesky(matrix + t * direction)
+        white = jax.scipy.linalg.solve_triangular(factor, residual, lower=True)
+        return -0.5 * white @ white - jnp.sum(jnp.log(jnp.diagonal(factor))) - 0.5 * n * jnp.log(2 * jnp.pi)
+
+    def ours(t):
+        return linalg.log_normal(lower(matrix + t * direction), residual)
+
+    assert ours(0.0) == pytest.approx(stats.multivariate_normal(np.zeros(n), matrix).logpdf(residual), rel=1e-12)
+    for derivative in (jax.grad, lambda f: jax.grad(jax.grad(f)), lambda f: jax.jacfwd(jax.grad(f))):
+        np.testing.assert_allclose(derivative(ours)(0.0), derivative(plain)(0.0), rtol=1e-10)
 
 
 def test_quick_distance_has_the_derivatives_of_tinygp_also_where_inputs_coincide():
