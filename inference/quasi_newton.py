@@ -144,8 +144,11 @@ def evaluate(f: Callable[[Array], Array], state: State, tolerance: float) -> Sta
 
 
 def converged(state: State) -> Array:
-    """Whether the loss has had too little to fall at several points in a row: once may be a curvature not yet known."""
-    return state.near >= IN_A_ROW
+    """Whether the loss has had too little to fall at several points in a row: once may be a curvature not yet known.
+
+    Once is enough where no step lowers the loss further: its rounding is all that is left.
+    """
+    return state.near >= jnp.where(state.stuck, 1, IN_A_ROW)
 
 
 def run(f: Callable[[Array], Array], state: State, evaluations: Array | int, tolerance: float) -> State:

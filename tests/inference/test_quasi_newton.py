@@ -30,6 +30,23 @@ def test_a_quadratic_in_raw_units():
     np.testing.assert_allclose(found.z[0], centre, rtol=1e-4)
 
 
+@pytest.mark.parametrize("rounding", [1e-11, 1e-10])
+def test_a_minimum_below_the_rounding_of_the_loss_is_found(rounding):
+    """As large factorisations leave it: values that tell less than their digits say, and good gradients."""
+    hessian = jnp.array([[3.0, 1.0, 0.2], [1.0, 2.0, 0.1], [0.2, 0.1, 1.0]])
+
+    @jax.custom_jvp
+    def loss(z):
+        noise = rounding * jnp.sin(1e9 * jnp.sum(z))
+        return 800 + 0.5 * (z - 1) @ hessian @ (z - 1) + 0.1 * jnp.sum((z - 1) ** 4) + noise
+
+    loss.defjvp(lambda z, dz: (loss(*z), (hessian @ (z[0] - 1) + 0.4 * (z[0] - 1) ** 3) @ dz[0]))
+    found = minimised(loss, jnp.asarray(2 * np.random.default_rng(0).normal(size=(20, 3))), tolerance=1e-13)
+    assert bool(jnp.all(quasi_newton.converged(found)))
+    assert bool(jnp.any(found.stuck))  # some have no step left that lowers the loss
+    np.testing.assert_allclose(found.z, 1.0, atol=3e-5)
+
+
 def test_curvature_at_the_end_of_a_step():
     """Of a cubic exactly; of an exponential far nearer than the mean; and 1 where values differ by their rounding."""
     cubic = np.polynomial.Polynomial([3.0, -2.0, 1.0, 0.5])
