@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, random
@@ -119,8 +120,9 @@ class RegressionProblem(ProcessProblem):
         return inverse @ r.residual / diagonal, 1 / diagonal
 
     def faults(self, params: Params) -> list[str]:
-        """In single precision (`fit` solves in double, unless given an optimizer) the jitter hides what is lost."""
-        lines = super().faults(params)
+        """In single precision (`fit` solves in double, unless given an optimizer) the jitter hides what is lost; and
+        it hides that no function passes through all targets."""
+        lines = super().faults(params) or _contradictions(*(np.asarray(v) for v in _rows(self, params)))
         if lines or jnp.result_type(float) == jnp.float64 or self.num_units > MOST_ROWS:
             return lines
         return self.imprecise(params)
@@ -161,6 +163,28 @@ def _condition(problem: RegressionProblem, params: Params) -> tuple[Array, Array
     """Bound of the condition number, and the least noise variance."""
     r = problem.hyper.regression(params, problem.data)
     return precision.condition(r.kernel, r.X, r.noise), jnp.min(r.noise)
+
+
+@eqx.filter_jit
+def _rows(problem: RegressionProblem, params: Params) -> tuple[Array, Array, Array]:
+    """Inputs ``(n, d)``, noise variances and targets."""
+    r = problem.hyper.regression(params, problem.data)
+    columns = [jnp.reshape(x, (len(r.y), -1)).astype(float) for x in jax.tree.leaves(r.X)]
+    return jnp.concatenate(columns, 1), r.noise, r.residual
+
+
+def _contradictions(X: np.ndarray, noise: np.ndarray, target: np.ndarray) -> list[str]:
+    """In words, rows that have the same inputs, no noise and different targets."""
+    free = np.flatnonzero(noise == 0)
+    order = free[np.lexsort(X[free].T)]  # a stable sort: of equal rows the earlier one first
+    same = np.all(X[order][1:] == X[order][:-1], axis=1) & (target[order][1:] != target[order][:-1])
+    if not same.any():
+        return []
+    first, second = order[np.argmax(same) : np.argmax(same) + 2]
+    return [
+        f"rows {first} and {second} have the same inputs, no noise and different targets ({same.sum()} such pairs), so "
+        "that no function passes through both: give the process noise (diag=), or a likelihood with noise"
+    ]
 
 
 class EvidenceProblem(RegressionProblem):

@@ -114,6 +114,12 @@ def test_jitter_is_raised_only_as_far_as_needed_and_reported():
     X = np.repeat(np.linspace(0, 1, 10), 2)  # every input twice
     problem = pose(GPEvidence(), noiseless, {"X": X, "y": np.sin(X)})
     assert any("jitter" in line for line in problem.remarks(problem.params))
+    assert not problem.faults(problem.params)
+    y = np.sin(X)
+    y[[7, 14]] += 0.5
+    problem = pose(GPEvidence(), noiseless, {"X": X, "y": y})
+    (fault,) = problem.faults(problem.params)
+    assert "rows 6 and 7 have the same inputs, no noise and different targets (2 such pairs)" in fault
 
 
 def test_kernel_that_is_none_is_named():
