@@ -386,9 +386,9 @@ def _share_without_decay(problem: PointwiseProblem, params: Params) -> Array:
 
 
 @eqx.filter_jit
-def _probe(problem: ScoreMatchingProblem) -> tuple[Array, Array, Array, Array]:
+def _probe(problem: ScoreMatchingProblem) -> tuple[Array, ...]:
     """At parameters moved off their start: whether scores are finite, whether they and their derivatives are zero, and
-    whether one unit's log-density depends on the data of another."""
+    whether one unit's log-density depends on the data of another. At the start: data, and where log p̃ is NaN."""
     keys = iter(random.split(random.key(1), 2 + len(jax.tree.leaves(problem.params))))
     params = jax.tree.map(lambda p: p + 0.3 * random.normal(next(keys), p.shape, p.dtype), problem.params)
     x, log_density, _ = problem.density(params, problem.data, problem.chosen(next(keys)))
@@ -400,7 +400,9 @@ def _probe(problem: ScoreMatchingProblem) -> tuple[Array, Array, Array, Array]:
         leak = jnp.any(jnp.abs(crossed - c[:, None] * s) > 1e-3 * jnp.max(jnp.abs(s)))
     else:
         leak = jnp.array(False)
-    return jnp.all(jnp.isfinite(s)) & jnp.all(jnp.isfinite(ds)), jnp.all(s == 0), jnp.all(ds == 0), leak
+    smooth = jnp.all(jnp.isfinite(s)) & jnp.all(jnp.isfinite(ds))
+    x, log_density, _ = problem.density(problem.params, problem.data)
+    return smooth, jnp.all(s == 0), jnp.all(ds == 0), leak, x, jnp.isnan(log_density(x))
 
 
 def _check(problem: ScoreMatchingProblem) -> None:
@@ -409,8 +411,15 @@ def _check(problem: ScoreMatchingProblem) -> None:
         ValueError: a log-density that score matching cannot use; see the messages.
     """
     assert problem.domain is not None
-    finite, flat, linear, leak = (bool(x) for x in _probe(problem))
+    *found, x, undefined = _probe(problem)
+    finite, flat, linear, leak = (bool(v) for v in found)
     name = problem.argument
+    if (bad := np.asarray(undefined)).any():
+        row = int(np.argmax(bad))
+        raise ValueError(
+            f"the log-density is NaN at {np.asarray(x)[row]}, which is unit {row} of data[{name!r}] "
+            f"({int(bad.sum())} of {bad.size} are): is there a logarithm or a root of what is negative there?"
+        )
     if finite and flat:
         raise ValueError(f"the log-density of the units does not depend on data[{name!r}]: its score is zero")
     if finite and linear and problem.domain.kind == "real":

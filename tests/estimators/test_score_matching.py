@@ -385,8 +385,10 @@ REALS = np.linspace(-1.0, 2.0, 12)
          "these are discrete"),
         (lambda t, x, y: numpyro.sample("x", dist.Laplace(t, 1.0), obs=x), {"x": REALS}, ValueError,
          "not twice differentiable"),
-        (lambda t, x, y: numpyro.factor("e", -t * jnp.sqrt(x - 5.0)), {"x": REALS}, FloatingPointError,
-         "site 'e' is not finite"),
+        (lambda t, x, y: numpyro.factor("e", -t * jnp.sqrt(x - 5.0)), {"x": REALS}, ValueError,
+         r"the log-density is NaN at .*-1\..*, which is unit 0 of data\['x'\] \(12 of 12 are\)"),
+        (lambda t, x, y: numpyro.factor("e", -t * jnp.log(x)), {"x": REALS[::-1]}, ValueError,
+         r"which is unit 8 of data\['x'\] \(4 of 12 are\)"),
         (lambda t, x, y: numpyro.factor("e", -t * x**2 * y), {"x": REALS, "y": REALS}, ValueError,
          "several data arguments"),
         (lambda t, x, y: numpyro.factor("e", -t * jnp.ones(12)), {"x": REALS}, ValueError, "no data argument"),
@@ -396,7 +398,7 @@ REALS = np.linspace(-1.0, 2.0, 12)
         (lambda t, x, y: numpyro.sample("x", dist.HalfNormal(jnp.exp(t)), obs=x), {"x": REALS}, ValueError,
          r"data\['x'\]\[0\] is -1.0, outside"),
     ],
-    ids=["unobserved", "counts", "binary", "kink", "nan", "two", "none", "leak", "support", "negative"],
+    ids=["unobserved", "counts", "binary", "kink", "nan", "some nan", "two", "none", "leak", "support", "negative"],
 )  # fmt: skip
 def test_bad_models_and_data(observe, data, error, message):
     with pytest.raises(error, match=message):
