@@ -18,6 +18,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 RESULTS = Path(__file__).parent / "results"
 QUICK = "--quick" in sys.argv
 """Whether a script is only to show that it runs; in its worker processes too."""
@@ -94,7 +96,7 @@ def run_sections(name: str, description: str | None, sections: dict[str, Callabl
         began = time.perf_counter()
         found = sections[section]()
         took = time.perf_counter() - began
-        print(f"{section}, {took:.0f} s: {found}", flush=True)
+        print(f"{section}, {took:.0f} s: {json.dumps(found, default=_plain)}", flush=True)
         if not QUICK:
             before = _earlier(name)
             taken = {**before.get("seconds_of_sections", {}), section: took}
@@ -104,6 +106,11 @@ def run_sections(name: str, description: str | None, sections: dict[str, Callabl
 def _earlier(name: str) -> dict[str, Any]:
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else {}
+
+
+def _plain(value: Any) -> Any:
+    """Arrays and NumPy's numbers as JSON has them."""
+    return np.asarray(value).tolist()
 
 
 def write(name: str, results: dict[str, Any]) -> Path:
@@ -116,6 +123,6 @@ def write(name: str, results: dict[str, Any]) -> Path:
         "peak_memory_mb": round(peak_memory_mb()),
         "results": results,
     }
-    path.write_text(json.dumps(content, indent=1, default=float) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content, indent=1, default=_plain) + "\n", encoding="utf-8")
     print(f"wrote {path.relative_to(Path(__file__).parent.parent)}")
     return path

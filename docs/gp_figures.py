@@ -23,7 +23,7 @@ def scaling() -> None:
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
     found: dict[str, list[tuple[int, float]]] = {}
-    for key, row in _results("gp")["whole fits"].items():
+    for key, row in _results("gp")["fits"].items():
         name, n = key.split(" n=")
         found.setdefault(name, []).append((int(n), row["seconds"]))
     for name, points in found.items():
