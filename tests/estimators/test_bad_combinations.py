@@ -236,6 +236,7 @@ def test_replace_keeps_and_checks_arguments():
         dataclasses.replace(es.MIWAE(8), num_particles=6)
 
 
+@pytest.mark.long
 def test_loose_composition():
     """Any θ-objective with any φ-objective: VIS by hand is VIS."""
     params = {"loc": jnp.array(0.3)}

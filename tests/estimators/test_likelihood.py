@@ -238,6 +238,7 @@ def test_laplace_is_exact_for_a_gaussian_model(spector):
     np.testing.assert_allclose(draws.std(0) / sd, 1, atol=4 / np.sqrt(40_000))
 
 
+@pytest.mark.long
 def test_laplace_evidence_of_a_logistic_regression_against_quadrature(spector):
     def two(x, y=None):
         b = numpyro.sample("b", dist.Normal(0.0, 2.0).expand([2]).to_event(1))
@@ -457,6 +458,7 @@ def test_lq_likelihood_resists_an_outlier():
     assert abs(mu - y[:99].mean()) < 0.05
 
 
+@pytest.mark.long
 def test_instance_noise_makes_a_singular_likelihood_finite():
     """Data on a line in the plane: the likelihood of a Gaussian is unbounded, with noise σ its optimum is S + σ²I."""
     rng = np.random.default_rng(6)

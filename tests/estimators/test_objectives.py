@@ -170,6 +170,7 @@ def test_vimco_with_a_dominating_weight(order, excess):
     np.testing.assert_allclose(single, expected, rtol=1e-5, atol=1e-5 * abs(excess))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("order", [0.5, 1.0, 2.0])
 def test_vimco_with_weights_of_zero(order):
     """A particle that the model rules out (log w = −inf) is one more particle of the sum, not the end of the fit."""

@@ -62,6 +62,7 @@ def test_a_failure_is_not_remembered():
     assert recall("a question", 1, lambda: "yes") == "yes"
 
 
+@pytest.mark.long
 def test_the_same_model_with_more_groups_is_looked_at_again():
     """Shapes of data decide the latent sites; a constant of the model's own keyword does too."""
 

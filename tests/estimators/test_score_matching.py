@@ -176,6 +176,7 @@ def test_hyvarinens_nonnegative_form():
         fit(model, ScoreMatching(domain="nonnegative"), np.r_[x[:7], -1.0, x[7:]])
 
 
+@pytest.mark.long
 def test_sphere_is_the_circle_in_two_dimensions():
     """Unit vectors with energy θᵀx against angles with a von Mises density: one objective in two charts."""
     t = stats.vonmises.rvs(1.5, loc=0.5, size=200, random_state=0)

@@ -72,6 +72,7 @@ def bench(tmp_path_factory):
 # --- what a bench measures
 
 
+@pytest.mark.long
 def test_a_case_with_settings_of_its_own_says_so(tmp_path):
     case = Case("particles", model, data, truth, settings={"num_particles": 3}, num_steps=5)
     suite = Suite("own", "one Gaussian", (case,), ("ELBO",), (("particles",), ("ELBO",)))

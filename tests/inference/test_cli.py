@@ -207,6 +207,7 @@ def test_compare_quiet_and_default_folder(there, capsys):
     assert "mean err" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_an_estimator_that_cannot_run_is_in_the_notes_and_in_the_status(there, capsys, monkeypatch):
     def problem(self, *args):
         raise ValueError("not today")

@@ -200,6 +200,7 @@ def test_batches():
         assert jax.eval_shape(copula.log_prob, jnp.full((3, 1, 2), 0.3)).shape == (3, 2)
 
 
+@pytest.mark.long
 def test_models_on_ranks(pointwise, draw):
     """Pseudo-observations hold no units; the likelihood is highest near where Kendall's tau says."""
     pytest.importorskip("statsmodels")

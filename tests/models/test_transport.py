@@ -80,6 +80,7 @@ def test_the_three_forms_of_a_network_are_the_same():
         np.testing.assert_allclose(other, first, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.long
 def test_hutchinson_is_unbiased():
     """Mean over 400 sets of directions within 4 standard errors of the exact trace."""
     exact = gaussian(VP()).log_prob(X.astype(np.float32))

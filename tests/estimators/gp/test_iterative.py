@@ -73,6 +73,7 @@ def test_blocks_cover_all_rows(monkeypatch):
     np.testing.assert_allclose(iterative.bilinear(r.kernel, r.X, v, 2 * v), jnp.sum(v * (K @ (2 * v))), rtol=1e-9)
 
 
+@pytest.mark.long
 def test_prediction_has_the_exact_mean_and_no_less_than_the_exact_variance(series):
     exact = pose(GPEvidence(), observed_model, series)
     new = jnp.linspace(-1, 12, 7)
