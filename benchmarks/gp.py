@@ -13,12 +13,12 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from common import QUICK, REST, run_sections, seconds
-from threadpoolctl import ThreadpoolController
 from tinygp import GaussianProcess, kernels, transforms
 
 import estimax
 from estimax.estimators import SVGP, CoresetGP, GPEvidence, IterativeGP, SparseGP, StateSpaceGP
 from estimax.estimators.gp import iterative as lanczos
+from estimax.inference.blas import one_thread
 
 POSITIVE = dist.constraints.positive
 
@@ -83,7 +83,6 @@ def four_parts(X, y):
 
 def ours(model, data, out):
     """One value and gradient, as a call."""
-    blas = ThreadpoolController()
     with jax.enable_x64(True):
         arrays = {k: jnp.asarray(v) for k, v in data.items()}
         problem = GPEvidence().problem(jax.random.key(0), model, None, arrays)
@@ -96,7 +95,7 @@ def ours(model, data, out):
         out["n x n arrays held"] = held
 
     def once(i):
-        with jax.enable_x64(True), blas.limit(limits=1, user_api="blas"):  # as in a fit
+        with jax.enable_x64(True), one_thread():  # as in a fit
             jax.block_until_ready(compiled(jax.tree.map(lambda x: x + 1e-3 * i, problem.params)))
 
     return once

@@ -50,17 +50,14 @@ class EBFlow(Matching):
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
             raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {self.variant!r}")
-        sigma = self.sigma if isinstance(self.sigma, (tuple, list)) else (self.sigma,)
-        if not 1 <= len(sigma) <= 2:
+        if isinstance(self.sigma, list):
+            object.__setattr__(self, "sigma", tuple(self.sigma))
+        if self.counts_steps and len(self.sigma) != 2:  # type: ignore[arg-type]
             raise ValueError(f"sigma must be a number or a pair (first, last), got {self.sigma!r}")
-        for value in sigma:
+        if self.counts_steps and self.variant != "denoising":
+            raise ValueError(f"a pair sigma={self.sigma!r} is for variant='denoising': {self.variant!r} has no noise")
+        for value in self.sigma if isinstance(self.sigma, tuple) else (self.sigma,):
             check_positive("sigma, the noise scale,", value)
-        if len(sigma) == 2:
-            if self.variant != "denoising":
-                raise ValueError(
-                    f"a pair sigma={self.sigma!r} is for variant='denoising': {self.variant!r} has no noise"
-                )
-            object.__setattr__(self, "sigma", (float(sigma[0]), float(sigma[1])))
         check_counts(num_directions=self.num_directions, anneal_steps=self.anneal_steps)
 
     @property

@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
-from . import data_argument, domains, sliced, tails
+from . import blocks, data_argument, domains, sliced, tails
 from .base import Data, Params
 from .checks import check_counts, check_positive
 from .frozen import fill
@@ -401,8 +401,14 @@ def _probe(problem: ScoreMatchingProblem) -> tuple[Array, ...]:
     else:
         leak = jnp.array(False)
     smooth = jnp.all(jnp.isfinite(s)) & jnp.all(jnp.isfinite(ds))
-    x, log_density, _ = problem.density(problem.params, problem.data)
-    return smooth, jnp.all(s == 0), jnp.all(ds == 0), leak, x, jnp.isnan(log_density(x))
+
+    def undefined(units: Array | None) -> tuple[Array, Array]:
+        x, log_density, _ = problem.density(problem.params, problem.data, units)
+        return x, jnp.isnan(log_density(x))
+
+    n = problem.flat_shape[0]  # all units, though no more at once than a step takes
+    at = undefined(None) if problem.plate is None else blocks.apply(undefined, jnp.arange(n), problem.plate[2])
+    return smooth, jnp.all(s == 0), jnp.all(ds == 0), leak, *at
 
 
 def _check(problem: ScoreMatchingProblem) -> None:

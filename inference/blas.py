@@ -6,8 +6,7 @@ of its own. OpenBLAS's threads wait for more work by spinning, some 30 ms after 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 
 import jax
@@ -24,14 +23,13 @@ def _controller() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-@contextmanager
-def leaves_room(problem: Problem) -> Iterator[None]:
-    """Gives BLAS one thread while a problem is solved on CPUs, unless it factorises large matrices.
+def one_thread() -> AbstractContextManager:
+    """One thread for BLAS, in the whole process: whatever else calls BLAS meanwhile has no more."""
+    return _controller().limit(limits=1, user_api="blas")
 
-    The limit is the process's: whatever else calls BLAS meanwhile has one thread too.
-    """
+
+def leaves_room(problem: Problem) -> AbstractContextManager:
+    """`one_thread` while a problem is solved on CPUs, unless it factorises large matrices."""
     if jax.default_backend() != "cpu" or problem.factorised > LARGE:
-        yield
-        return
-    with _controller().limit(limits=1, user_api="blas"):
-        yield
+        return nullcontext()
+    return one_thread()

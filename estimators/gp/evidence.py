@@ -173,16 +173,23 @@ def _rows(problem: RegressionProblem, params: Params) -> tuple[Array, Array, Arr
     return jnp.concatenate(columns, 1), r.noise, r.residual
 
 
+def repeats(X: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Pairs of rows without noise that have the same inputs ``(n, d)``, the earlier one first, ``(pairs, 2)``."""
+    free = np.flatnonzero(noise == 0)
+    order = free[np.lexsort(X[free].T)]  # a stable sort
+    same = np.all(X[order][1:] == X[order][:-1], axis=1)
+    return np.stack([order[:-1][same], order[1:][same]], 1)
+
+
 def _contradictions(X: np.ndarray, noise: np.ndarray, target: np.ndarray) -> list[str]:
     """In words, rows that have the same inputs, no noise and different targets."""
-    free = np.flatnonzero(noise == 0)
-    order = free[np.lexsort(X[free].T)]  # a stable sort: of equal rows the earlier one first
-    same = np.all(X[order][1:] == X[order][:-1], axis=1) & (target[order][1:] != target[order][:-1])
-    if not same.any():
+    pairs = repeats(X, noise)
+    pairs = pairs[target[pairs[:, 0]] != target[pairs[:, 1]]]
+    if not len(pairs):
         return []
-    first, second = order[np.argmax(same) : np.argmax(same) + 2]
+    first, second = pairs[0]
     return [
-        f"rows {first} and {second} have the same inputs, no noise and different targets ({same.sum()} such pairs), so "
+        f"rows {first} and {second} have the same inputs, no noise and different targets ({len(pairs)} such pairs), so "
         "that no function passes through both: give the process noise (diag=), or a likelihood with noise"
     ]
 
@@ -199,12 +206,8 @@ class EvidenceProblem(RegressionProblem):
         return linalg.log_normal(r.lower_covariance(), r.residual)
 
 
-class LeaveOneOutProblem(RegressionProblem):
+class LeaveOneOutProblem(EvidenceProblem):
     """−Σ log N(y_i | μ_−i, σ²_−i) − log prior."""
-
-    @property
-    def factorised(self) -> int:
-        return self.num_units
 
     @property
     def has_curvature(self) -> bool:

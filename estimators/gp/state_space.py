@@ -16,7 +16,7 @@ from tinygp.kernels import quasisep, stationary
 
 from ..base import Data, Estimator, Params
 from . import calibration, linalg
-from .evidence import RegressionProblem, without
+from .evidence import RegressionProblem, repeats, without
 from .posterior import FunctionPosterior
 from .problem import at_once
 from .view import Regression
@@ -63,7 +63,7 @@ class StateSpaceGP(Estimator):
                 f"StateSpaceGP needs one-dimensional inputs, X has shape {X.shape}: take GPEvidence or SparseGP"
             )
         order = np.argsort(X.ravel(), kind="stable")
-        check_repeats(X.ravel(), noise, order)
+        _check_repeats(X.ravel(), noise)
         return eqx.tree_at(lambda p: p.order, problem, jnp.asarray(order), is_leaf=lambda x: x is None)
 
 
@@ -74,18 +74,18 @@ def _inputs_and_noise(problem: RegressionProblem) -> tuple[Any, Array]:
     return r.X, r.noise
 
 
-def check_repeats(t: np.ndarray, noise: np.ndarray, order: np.ndarray) -> None:
+def _check_repeats(t: np.ndarray, noise: np.ndarray) -> None:
     """Whether every two observations at one time have noise: there is no jitter here, and nothing to divide by.
 
     Raises:
         ValueError: two that have none, naming their rows and their time.
     """
-    again = np.flatnonzero((np.diff(t[order]) == 0) & (noise[order][:-1] == 0) & (noise[order][1:] == 0))
-    if again.size:
-        first, second = order[again[0] : again[0] + 2]  # a stable order: the earlier row first
+    pairs = repeats(t[:, None], noise)
+    if len(pairs):
+        first, second = pairs[0]
         raise ValueError(
             f"inputs repeat without noise: rows {first} and {second} both have the input {t[first]:g} and noise "
-            f"variance zero ({again.size} such pairs); give noise (diag=), or keep one row an input"
+            f"variance zero ({len(pairs)} such pairs); give noise (diag=), or keep one row an input"
         )
 
 

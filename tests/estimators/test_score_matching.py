@@ -406,6 +406,18 @@ def test_bad_models_and_data(observe, data, error, message):
         estimax.fit(simple(observe), ScoreMatching(), data, progress_bar=False)
 
 
+def test_energies_that_are_nan_are_looked_for_in_all_batches():
+    def model(x):
+        t = numpyro.param("t", 1.0)
+        with numpyro.plate("data", len(x), subsample_size=4):
+            numpyro.factor("e", -t * jnp.sqrt(numpyro.subsample(x, event_dim=0)))
+
+    x = np.linspace(1.0, 2.0, 30)
+    x[17] = -1.0
+    with pytest.raises(ValueError, match=r"which is unit 17 of data\['x'\] \(1 of 30 are\)"):
+        estimax.fit(model, ScoreMatching("sliced", subsample=True, redraw=True), {"x": x}, progress_bar=False)
+
+
 def test_an_argument_can_be_named():
     rng = np.random.default_rng(7)
     y = rng.normal(size=80)
