@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 
 def size_of(n: int, most: int) -> int:
@@ -36,3 +37,44 @@ def apply(f: Callable, items: Any, size: int) -> Any:
     if size >= n:
         return f(items)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], lax.map(f, split(items, size)))
+
+
+def recomputed(f: Callable, parameters: Any, items: Any, size: int) -> Array:
+    """What f(parameters, block) says of all rows, as `apply` has it, and computed again where it is differentiated.
+
+    A block that is computed where it is stored is one fusion for XLA's CPU back end, which gives stores one thread. So
+    here each is stored while the next one is computed. Derivatives are sums over the blocks, and store nothing.
+    """
+    if size >= jax.tree.leaves(items)[0].shape[0]:
+        return jax.checkpoint(f)(parameters, items)
+
+    @eqx.filter_custom_jvp
+    def value(parameters: Any, items: Any) -> Array:
+        return _stored_late(lambda block: f(parameters, block), items, size)
+
+    @value.def_jvp
+    def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+        again = lambda parameters, items: apply(lambda block: jax.checkpoint(f)(parameters, block), items, size)  # noqa: E731
+        return value(*primals), eqx.filter_jvp(again, primals, tangents)[1]
+
+    return value(parameters, items)
+
+
+def _stored_late(f: Callable, items: Any, size: int) -> Array:
+    """`apply` for more than one block, each of them stored after the next one is computed. Not differentiable."""
+    n = jax.tree.leaves(items)[0].shape[0]
+    parts = split(items, size)
+    count = jax.tree.leaves(parts)[0].shape[0]
+
+    def block(k: Any) -> Array:
+        return f(jax.tree.map(lambda x: x[k], parts))
+
+    def step(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        stored, last = carry  # at first nothing, where the last block goes
+        return lax.dynamic_update_index_in_dim(stored, last, k - 1, 0), block(k)
+
+    shape = jax.eval_shape(block, 0)
+    start = jnp.zeros((count, *shape.shape), shape.dtype), jnp.zeros(shape.shape, shape.dtype)
+    stored, last = lax.fori_loop(0, count, step, start)
+    stored = lax.dynamic_update_index_in_dim(stored, last, count - 1, 0)
+    return stored.reshape(-1, *stored.shape[2:])[:n]

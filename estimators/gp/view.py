@@ -25,7 +25,7 @@ from tinygp.numpyro_support import TinyDistribution
 from .. import blocks
 from ..base import Data, Params
 from ..likelihood import MAP, LikelihoodProblem
-from .distance import quick
+from .quick import quick
 
 NOT_POSITIVE = (
     "the kernel matrix is not positive definite at these hyper-parameters, whatever the jitter: is the kernel a valid "
@@ -33,7 +33,7 @@ NOT_POSITIVE = (
 )
 BLOCK = 2**17
 """Elements of a kernel matrix that are computed at once: they and what they are made of stay in the cache."""
-TILE = 128
+TILE = 64
 """Rows and columns of a tile of a symmetric kernel matrix, of which one half is computed."""
 
 
@@ -77,9 +77,8 @@ class Regression(NamedTuple):
 def gram(kernel: Any, X: Any, Z: Any = None) -> Array:
     """Kernel matrix ``(n, m)``, recomputed where it is differentiated, some rows at a time in both passes."""
     other = X if Z is None else Z
-    rows = jax.checkpoint(lambda k, a, b: k(a, b))
     size = blocks.size_of(num_rows(X), BLOCK // num_rows(other))
-    return blocks.apply(lambda x: rows(kernel, x, other), X, size)
+    return blocks.recomputed(lambda fixed, rows: fixed[0](rows, fixed[1]), (kernel, other), X, size)
 
 
 def lower_gram(kernel: Any, X: Any) -> Array:
@@ -88,13 +87,13 @@ def lower_gram(kernel: Any, X: Any) -> Array:
     count, size = jax.tree.leaves(tiles)[0].shape[:2]
     i, j = np.tril_indices(count)
 
-    @jax.checkpoint
-    def tile(kernel: Any, tiles: Any, i: Array, j: Array) -> Array:
-        return kernel(jax.tree.map(lambda x: x[i], tiles), jax.tree.map(lambda x: x[j], tiles))
+    def some(fixed: tuple, pairs: tuple[Array, Array]) -> Array:
+        kernel, tiles = fixed
+        rows, columns = (jax.tree.map(lambda x, at=at: x[at], tiles) for at in pairs)
+        return jax.vmap(kernel)(rows, columns)
 
     pairs = jnp.asarray(i), jnp.asarray(j)
-    together = blocks.size_of(len(i), BLOCK // size**2)
-    found = blocks.apply(jax.vmap(lambda pair: tile(kernel, tiles, *pair)), pairs, together)
+    found = blocks.recomputed(some, (kernel, tiles), pairs, blocks.size_of(len(i), BLOCK // size**2))
     grid = jnp.zeros((count, count, size, size), found.dtype)
     grid = grid.at[i, j].set(found, indices_are_sorted=True, unique_indices=True)
     n = num_rows(X)

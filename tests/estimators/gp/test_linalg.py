@@ -9,7 +9,7 @@ from tinygp import kernels, transforms
 
 from estimax.estimators import GPEvidence
 from estimax.estimators.gp import linalg, view
-from estimax.estimators.gp.distance import Euclidean, quick
+from estimax.estimators.gp.quick import Euclidean, PowerOfQuadratic, quick
 
 from .conftest import latent_model, pose
 
@@ -40,7 +40,7 @@ def test_factor_has_zeros_above_its_diagonal_and_a_matrix_without_one_is_nan():
     assert np.isnan(linalg.log_normal(-jnp.eye(4), jnp.ones(4)))
 
 
-def test_kernel_matrix_in_blocks_equals_the_whole_and_so_does_its_derivative():
+def test_kernel_matrix_in_blocks_equals_the_whole_and_so_do_its_derivatives():
     rng = np.random.default_rng(0)
     X = jnp.asarray(rng.normal(size=(397, 3)))  # a prime: the last block is filled up
     assert len(X) ** 2 > view.BLOCK
@@ -50,12 +50,13 @@ def test_kernel_matrix_in_blocks_equals_the_whole_and_so_does_its_derivative():
         def total(lengths):
             return jnp.sum(weights * matrix(transforms.Linear(1 / lengths, kernels.ExpSquared()), X))
 
-        return jax.jit(jax.value_and_grad(total))(jnp.array([0.5, 1.0, 2.0]))
+        lengths = jnp.array([[0.5, 1.0, 2.0], [1.0, 2.0, 0.5]])
+        return jax.jit(jax.vmap(lambda x: (total(x), jax.grad(total)(x), jax.hessian(total)(x))))(lengths)
 
-    value, slope = by(lambda kernel, X: view.gram(quick(kernel), X))
-    expected, expected_slope = by(lambda kernel, X: kernel(X, X))
-    np.testing.assert_allclose(value, expected, rtol=1e-10)
-    np.testing.assert_allclose(slope, expected_slope, rtol=1e-10)
+    for found, expected in zip(
+        by(lambda kernel, X: view.gram(quick(kernel), X)), by(lambda kernel, X: kernel(X, X)), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("n", [1, 2, view.TILE, view.TILE + 1, 397])
@@ -113,6 +114,22 @@ def test_quick_distance_has_the_derivatives_of_tinygp_also_where_inputs_coincide
     assert type(swapped.kernel2.distance) is type(plain.kernel2.distance)  # the sum of absolute values stays
     slopes = [jax.jacobian(lambda x, k=k: k(x, x))(X) for k in (plain, swapped)]
     np.testing.assert_allclose(slopes[1], slopes[0], atol=1e-14)
+
+
+def test_quick_rational_quadratic_equals_that_of_tinygp_and_so_do_its_derivatives():
+    X = jnp.asarray(np.random.default_rng(0).normal(size=(6, 2)) * np.array([1.0, 30.0])).at[1].set(0.5).at[2].set(0.5)
+
+    def total(build):
+        def of(theta):
+            part = kernels.RationalQuadratic(theta[0], kernels.distance.L2Distance(), alpha=theta[1])
+            return jnp.sum(build(theta[2] * part + kernels.Constant(1.0))(X, X) ** 2)
+
+        theta = jnp.array([0.7, 1.3, 2.0])
+        return of(theta), jax.grad(of)(theta), jax.hessian(of)(theta)
+
+    assert isinstance(quick(kernels.RationalQuadratic(alpha=2.0)), PowerOfQuadratic)
+    for found, expected in zip(total(quick), total(lambda kernel: kernel), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
 def test_factor_that_needs_jitter_and_its_derivative_equal_jax_on_the_jittered_matrix():
