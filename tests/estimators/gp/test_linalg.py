@@ -9,7 +9,7 @@ from tinygp import kernels, transforms
 
 from estimax.estimators import GPEvidence
 from estimax.estimators.gp import linalg, view
-from estimax.estimators.gp.quick import Euclidean, PowerOfQuadratic, quick
+from estimax.estimators.gp.quick import Euclidean, Periodic, PowerOfQuadratic, quick
 
 from .conftest import latent_model, pose
 
@@ -116,20 +116,29 @@ def test_quick_distance_has_the_derivatives_of_tinygp_also_where_inputs_coincide
     np.testing.assert_allclose(slopes[1], slopes[0], atol=1e-14)
 
 
-def test_quick_rational_quadratic_equals_that_of_tinygp_and_so_do_its_derivatives():
-    X = jnp.asarray(np.random.default_rng(0).normal(size=(6, 2)) * np.array([1.0, 30.0])).at[1].set(0.5).at[2].set(0.5)
+@pytest.mark.parametrize(
+    ("kind", "build"),
+    [
+        (PowerOfQuadratic, lambda a, b: kernels.RationalQuadratic(a, kernels.distance.L2Distance(), alpha=b)),
+        (Periodic, lambda a, b: kernels.ExpSineSquared(a, gamma=b)),
+    ],
+)
+def test_quick_kernels_equal_those_of_tinygp_and_so_do_their_derivatives(kind, build):
+    """Also where inputs coincide, and where they are a whole and a half period apart."""
+    rows = np.random.default_rng(0).normal(size=(8, 2)) * np.array([1.0, 30.0])
+    rows[1:5] = [[0.5, 0.5], [0.5, 0.5], [1.2, 0.5], [0.85, 0.5]]  # the period is 0.7
 
-    def total(build):
+    def total(change):
         def of(theta):
-            part = kernels.RationalQuadratic(theta[0], kernels.distance.L2Distance(), alpha=theta[1])
-            return jnp.sum(build(theta[2] * part + kernels.Constant(1.0))(X, X) ** 2)
+            kernel = change(theta[2] * build(theta[0], theta[1]) + kernels.Constant(1.0))
+            return jnp.sum(kernel(jnp.asarray(rows), jnp.asarray(rows)) ** 2)
 
         theta = jnp.array([0.7, 1.3, 2.0])
         return of(theta), jax.grad(of)(theta), jax.hessian(of)(theta)
 
-    assert isinstance(quick(kernels.RationalQuadratic(alpha=2.0)), PowerOfQuadratic)
+    assert type(quick(build(0.7, 1.3))) is kind
     for found, expected in zip(total(quick), total(lambda kernel: kernel), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-12)
+        np.testing.assert_allclose(found, expected, rtol=1e-11)
 
 
 def test_factor_that_needs_jitter_and_its_derivative_equal_jax_on_the_jittered_matrix():
