@@ -25,6 +25,8 @@ IN_A_ROW = 3
 """Points that have to look like the optimum."""
 SMALLEST = 1e-12
 """A step shorter than this share of the direction is none."""
+STANDARD_ERRORS = 1e-4
+"""Distance from the optimum that counts as none where no step lowers the loss: it has 5e-9 to fall, in nats."""
 
 
 class State(NamedTuple):
@@ -146,9 +148,9 @@ def evaluate(f: Callable[[Array], Array], state: State, tolerance: float) -> Sta
 def converged(state: State) -> Array:
     """Whether the loss has had too little to fall at several points in a row: once may be a curvature not yet known.
 
-    Once is enough where no step lowers the loss further: its rounding is all that is left.
+    Or whether its rounding is all that is left: no step lowers it, and the optimum is near.
     """
-    return state.near >= jnp.where(state.stuck, 1, IN_A_ROW)
+    return (state.near >= IN_A_ROW) | (state.stuck & (decrement(state) < STANDARD_ERRORS))
 
 
 def run(f: Callable[[Array], Array], state: State, evaluations: Array | int, tolerance: float) -> State:

@@ -30,7 +30,7 @@ def test_a_quadratic_in_raw_units():
     np.testing.assert_allclose(found.z[0], centre, rtol=1e-4)
 
 
-@pytest.mark.parametrize("rounding", [1e-11, 1e-10])
+@pytest.mark.parametrize("rounding", [1e-11, 1e-10, 1e-9])
 def test_a_minimum_below_the_rounding_of_the_loss_is_found(rounding):
     """As large factorisations leave it: values that tell less than their digits say, and good gradients."""
     hessian = jnp.array([[3.0, 1.0, 0.2], [1.0, 2.0, 0.1], [0.2, 0.1, 1.0]])
@@ -42,9 +42,9 @@ def test_a_minimum_below_the_rounding_of_the_loss_is_found(rounding):
 
     loss.defjvp(lambda z, dz: (loss(*z), (hessian @ (z[0] - 1) + 0.4 * (z[0] - 1) ** 3) @ dz[0]))
     found = minimised(loss, jnp.asarray(2 * np.random.default_rng(0).normal(size=(20, 3))), tolerance=1e-13)
-    assert bool(jnp.all(quasi_newton.converged(found)))
+    assert bool(jnp.all(jax.vmap(quasi_newton.converged)(found)))
     assert bool(jnp.any(found.stuck))  # some have no step left that lowers the loss
-    np.testing.assert_allclose(found.z, 1.0, atol=3e-5)
+    np.testing.assert_allclose(found.z, 1.0, atol=max(3e-5, 2 * np.sqrt(rounding)))
 
 
 def test_curvature_at_the_end_of_a_step():
