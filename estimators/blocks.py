@@ -47,17 +47,23 @@ def recomputed(f: Callable, parameters: Any, items: Any, size: int) -> Array:
     """
     if size >= jax.tree.leaves(items)[0].shape[0]:
         return jax.checkpoint(f)(parameters, items)
+    # What functions among the parameters hold, as a user's own kernel may, becomes an argument and has derivatives too.
+    # `f` alone, which holds nothing itself, would pass for one that has nothing to hand over.
+    first = jax.tree.map(lambda x: x[0], split(items, size))
+    pure = eqx.filter_closure_convert(lambda *given: f(*given), parameters, first)
 
     @eqx.filter_custom_jvp
-    def value(parameters: Any, items: Any) -> Array:
-        return _stored_late(lambda block: f(parameters, block), items, size)
+    def value(pure: Callable, parameters: Any, items: Any) -> Array:
+        return _stored_late(lambda block: pure(parameters, block), items, size)
 
     @value.def_jvp
     def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-        again = lambda parameters, items: apply(lambda block: jax.checkpoint(f)(parameters, block), items, size)  # noqa: E731
+        def again(pure: Callable, parameters: Any, items: Any) -> Array:
+            return apply(lambda block: eqx.filter_checkpoint(pure)(parameters, block), items, size)
+
         return value(*primals), eqx.filter_jvp(again, primals, tangents)[1]
 
-    return value(parameters, items)
+    return value(pure, parameters, items)
 
 
 def _stored_late(f: Callable, items: Any, size: int) -> Array:

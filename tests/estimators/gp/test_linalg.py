@@ -59,9 +59,10 @@ def test_kernel_matrix_in_blocks_equals_the_whole_and_so_do_its_derivatives():
         np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("n", [1, 2, view.TILE, view.TILE + 1, 397])
+@pytest.mark.parametrize("n", [1, 2, view.TILE, view.TILE + 1, 601])
 def test_half_of_a_kernel_matrix_by_tiles_equals_the_lower_triangle_and_so_does_its_derivative(n):
-    """With inputs of two arrays, as kernels of several outputs have; 397 rows are several tiles, the last filled up."""
+    """With inputs of two arrays, as kernels of several outputs have; 601 rows are two blocks of tiles, the last of
+    both filled up."""
     rng = np.random.default_rng(0)
     X = (jnp.asarray(rng.normal(size=(n, 3))), jnp.asarray(rng.integers(0, 2, n)))
     weights = jnp.asarray(np.tril(rng.normal(size=(n, n))))
@@ -114,6 +115,24 @@ def test_quick_distance_has_the_derivatives_of_tinygp_also_where_inputs_coincide
     assert type(swapped.kernel2.distance) is type(plain.kernel2.distance)  # the sum of absolute values stays
     slopes = [jax.jacobian(lambda x, k=k: k(x, x))(X) for k in (plain, swapped)]
     np.testing.assert_allclose(slopes[1], slopes[0], atol=1e-14)
+
+
+@pytest.mark.parametrize("matrix", [view.gram, view.lower_gram])
+def test_kernels_of_ones_own_that_hold_hyper_parameters_have_derivatives(matrix):
+    """A function in place of a class, in more than one block; the hyper-parameter is none of the kernel's fields."""
+    n = 601
+    X = jnp.asarray(np.random.default_rng(0).uniform(0, 20, n))
+    weights = jnp.asarray(np.tril(np.random.default_rng(1).normal(size=(n, n))))
+
+    def by(build):
+        def total(length):
+            return jnp.sum(weights * matrix(build(length), X))
+
+        return jax.jit(jax.vmap(lambda x: (total(x), jax.grad(total)(x), jax.hessian(total)(x))))(jnp.array([0.5, 2.0]))
+
+    own = by(lambda length: kernels.Custom(lambda a, b: jnp.exp(-jnp.abs(a - b) / length)))
+    for found, expected in zip(own, by(lambda length: kernels.Exp(length)), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize(
