@@ -81,7 +81,13 @@ def root(covariance: Array) -> Array:
     return vectors * jnp.sqrt(jnp.maximum(values, 0.0))
 
 
+@sequential_vmap
 def _inverse_of(factor: Array) -> Array:
+    """As `_by_halves`, one matrix after the other: XLA's CPU back end locks up on solves of many, side by side."""
+    return _by_halves(factor)
+
+
+def _by_halves(factor: Array) -> Array:
     """(L Lᵀ)⁻¹ of a lower factor, by halves: P₂₁ = −P₂₂ M and P₁₁ = (L₁₁L₁₁ᵀ)⁻¹ − Mᵀ P₂₁ with M = L₂₁ L₁₁⁻¹.
 
     XLA has triangular solves only, and two of them against the identity cost 2 n³: more than twice what the halves do,
@@ -91,7 +97,7 @@ def _inverse_of(factor: Array) -> Array:
     if n <= LEAF:
         return cho_solve((factor, True), jnp.eye(n, dtype=factor.dtype))
     h = n // 2
-    first, last = _inverse_of(factor[:h, :h]), _inverse_of(factor[h:, h:])
+    first, last = _by_halves(factor[:h, :h]), _by_halves(factor[h:, h:])
     M = lax.linalg.triangular_solve(factor[:h, :h], factor[h:, :h], left_side=False, lower=True)
     below = -last @ M
     out = jnp.zeros_like(factor).at[:h, :h].set(first - M.T @ below).at[h:, h:].set(last)
@@ -120,6 +126,7 @@ def log_normal(covariance: Array, residual: Array) -> Array:
     return _log_normal_of(factorise(covariance)[0], residual)
 
 
+@sequential_vmap
 def _log_normal_of(factor: Array, residual: Array) -> Array:
     white = solve_triangular(factor, residual, lower=True)
     log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(factor)))

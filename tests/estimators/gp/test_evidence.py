@@ -1,5 +1,8 @@
 """Exact inference against scikit-learn, SciPy and brute force."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -157,3 +160,21 @@ def test_models_that_do_not_suit_are_named(series):
         pose(NonConjugateGP(), mixed, series)
     with pytest.raises(ValueError, match="wants the process latent"):
         pose(NonConjugateGP(), observed_model, series)
+
+
+@pytest.mark.long
+def test_restarts_of_hundreds_of_rows_come_to_an_end():
+    """In a process of their own: batches of triangular solves in XLA's CPU back end waited for each other for ever."""
+    code = """
+import numpy as np, numpyro, numpyro.distributions as dist, estimax
+from tinygp import GaussianProcess, kernels
+def model(X, y):
+    length, noise = (numpyro.param(n, 0.7, constraint=dist.constraints.positive) for n in ("length", "noise"))
+    numpyro.sample("y", GaussianProcess(kernels.Exp(length), X, diag=noise**2).numpyro_dist(), obs=y)
+X = np.sort(np.random.default_rng(0).uniform(0, 20, 700))
+y = np.sin(X) + 0.2 * np.random.default_rng(1).normal(size=700)
+fits = [estimax.fit(model, estimax.estimators.GPEvidence(), {"X": X, "y": y}, num_restarts=n) for n in (1, 3)]
+print(fits[1].losses[-1] - fits[0].losses[-1])
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    assert abs(float(found.stdout)) < 1e-6
