@@ -74,10 +74,13 @@ class Solution(NamedTuple):
     """What the last of `gradient_norms` is, in words."""
 
 
-def _each(one: Callable, *args: Any) -> Any:
-    """`one` of every starting point. A single one goes without a batch axis, which would cost products of matrices."""
+def _each(problem: Problem, one: Callable, *args: Any) -> Any:
+    """`one` of every starting point. A single one goes without a batch axis, which would cost products of matrices.
+
+    One after the other where the problem wants its losses so: factorisations of several lock up on CPUs.
+    """
     if len(jax.tree.leaves(args)[0]) > 1:
-        return jax.vmap(one)(*args)
+        return jax.vmap(one)(*args) if problem.batch > 1 else jax.lax.map(lambda start: one(*start), args)
     return jax.tree.map(lambda x: x[None], one(*jax.tree.map(lambda x: x[0], args)))
 
 
@@ -120,7 +123,7 @@ def _newton_steps(problem: Problem, z: Array, value: Array) -> tuple[Array, Arra
     def one(z: Array, value: Array) -> tuple[Array, Array, Array, tuple[Array, Array]]:
         return curvature.newton_step(f, z, value, max_chords=MAX_CHORDS, tolerance=TOLERANCE, batch=batch)
 
-    return _each(one, z, value)
+    return _each(problem, one, z, value)
 
 
 @eqx.filter_jit
@@ -138,7 +141,7 @@ def _bfgs_steps(
         state = quasi_newton.run(f, state, evaluations, BFGS_TOLERANCE)
         return state, quasi_newton.decrement(state), quasi_newton.converged(state)
 
-    return _each(one, state)
+    return _each(problem, one, state)
 
 
 @eqx.filter_jit
@@ -165,7 +168,7 @@ def _lbfgs_steps(problem: Problem, z: Array, state: Any) -> tuple[Array, Array, 
         value, grad = jax.value_and_grad(f)(z)
         return z, value, state, jnp.linalg.norm(grad)
 
-    return _each(one, z, state)
+    return _each(problem, one, z, state)
 
 
 def _decrement(f: Callable[[Array], Array], z: Array) -> Array:
@@ -229,7 +232,7 @@ def _em_steps(problem: Problem, z: Array, value: Array, accelerated: bool) -> tu
         new = jnp.where(better, new, z)
         return new, jnp.where(better, new_value, value), _decrement(f, new)
 
-    return _each(one, z, value)
+    return _each(problem, one, z, value)
 
 
 @eqx.filter_jit
