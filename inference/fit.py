@@ -73,7 +73,7 @@ def fit(
         learning_rate: initial step size of a named optimizer; None is 0.02 with the default guide, else 0.01.
         num_steps: of the optimiser.
         seed, rng_key: the same seed gives the same answer; `rng_key` takes precedence.
-        num_restarts: independent runs as one vmapped program; the best by its final objective is returned, all
+        num_restarts: independent runs in one program; the best by its final objective is returned, all
             are kept in ``metrics``. The first starts where a single run does, the others are jittered.
         progress_bar: show one.
         on_progress: called between compiled calls with the steps done and the recent mean loss.

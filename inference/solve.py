@@ -3,7 +3,8 @@
 Newton or BFGS where a matrix of the parameters is affordable, L-BFGS above; EM where the problem has a surrogate;
 alternation where two objectives meet; proximal Newton or FISTA where the loss has kinks.
 
-One step or a few a compiled call: the bar moves, Ctrl-C keeps what was done. Starting points are a vmap axis.
+One step or a few a compiled call: the bar moves, Ctrl-C keeps what was done. Starting points are a vmap axis, or one
+after the other: see `_each`.
 """
 
 from __future__ import annotations
