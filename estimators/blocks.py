@@ -25,10 +25,7 @@ def split(items: Any, size: int) -> Any:
 
 
 def apply(f: Callable, items: Any, size: int) -> Any:
-    """What f says of all rows, asked for `size` of them at a time.
-
-    `lax.map` with a batch size computes a remainder beside its batches, and XLA's CPU back end locks up on
-    factorisations (a Gaussian process, a multivariate normal) side by side. Here there is none.
+    """What f says of all rows, asked for `size` of them at a time: `lax.map` without a remainder to compile once more.
 
     Args:
         f: from a block of rows to arrays with a row for each.
@@ -37,6 +34,20 @@ def apply(f: Callable, items: Any, size: int) -> Any:
     if size >= n:
         return f(items)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], lax.map(f, split(items, size)))
+
+
+def each(f: Callable, items: Any, most: int) -> Any:
+    """What f says of every row, at most `most` rows side by side.
+
+    One row at a time goes without a batch axis, which would cost products of matrices.
+
+    Args:
+        f: from a row to arrays.
+    """
+    n = jax.tree.leaves(items)[0].shape[0]
+    if n == 1:
+        return jax.tree.map(lambda x: x[None], f(jax.tree.map(lambda x: x[0], items)))
+    return lax.map(f, items) if most == 1 else apply(jax.vmap(f), items, size_of(n, most))
 
 
 def recomputed(f: Callable, parameters: Any, items: Any, size: int) -> Array:

@@ -20,6 +20,7 @@ from jax import Array, random
 from numpyro import optim as numpyro_optim
 from tqdm.auto import tqdm
 
+from ..estimators import blocks
 from ..estimators.base import Metrics, Params, Problem
 
 BUFFER = 4096
@@ -115,11 +116,12 @@ def _call(problem: Problem, optimizer: Any, state: State, num_steps: Array) -> t
     the caller has the state before the call, and steps are deterministic.
     """
 
-    def step(state: State) -> tuple[State, Array, Metrics]:
+    def one(state: State) -> tuple[State, Array, Metrics]:
         return update(problem, optimizer, state)
 
-    if state.rng_key.ndim:
-        step = jax.vmap(step)
+    def step(state: State) -> tuple[State, Array, Metrics]:
+        return blocks.each(one, state, problem.batch) if state.rng_key.ndim else one(state)
+
     _, loss, metrics = eqx.filter_eval_shape(step, state)
     logs = jax.tree.map(lambda x: jnp.full((BUFFER, *x.shape), jnp.nan, x.dtype), (loss, metrics))
 

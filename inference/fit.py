@@ -230,8 +230,7 @@ def _candidates(problem: Problem, key: Array, num: int) -> Params:
 @eqx.filter_jit
 def _compiled_losses(problem: Problem, starts: Params) -> Array:
     most = min(problem.batch, max(1, LOSS_NUMBERS // max(solvers.longest(problem), 1)))
-    size = blocks.size_of(len(jax.tree.leaves(starts)[0]), most)
-    return blocks.apply(jax.vmap(lambda p: problem.loss(p, random.key(0), problem.data)[0]), starts, size)
+    return blocks.each(lambda p: problem.loss(p, random.key(0), problem.data)[0], starts, most)
 
 
 @eqx.filter_jit

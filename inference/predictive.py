@@ -83,11 +83,6 @@ def run_model(model: Callable, params: dict, draw: dict, data: dict, key: Array 
     return handlers.trace(handlers.substitute(handlers.seed(model, key), given)).get_trace(**data)
 
 
-def _each(f: Callable, items: Any, num: int) -> Any:
-    """f of every draw, in batches of equal size."""
-    return blocks.apply(jax.vmap(f), items, blocks.size_of(num, BATCH))
-
-
 @eqx.filter_jit
 def predict(
     model: Callable, params: dict, draws: dict[str, Array], data: dict, rng_key: Array, num_samples: int = 1
@@ -102,7 +97,7 @@ def predict(
         return {n: s["value"] for n, s in tr.items() if _was_observed(n, s, draw)}
 
     num_samples = _num_draws(draws) if draws else num_samples
-    return _each(one, (draws, random.split(rng_key, num_samples)), num_samples)
+    return blocks.each(one, (draws, random.split(rng_key, num_samples)), BATCH)
 
 
 def _num_draws(draws: dict[str, Array]) -> int:
@@ -130,7 +125,7 @@ def prior(model: Callable, params: dict, data: dict, rng_key: Array, num_samples
             if s["type"] == "deterministic" or (s["type"] == "sample" and not is_factor(s["fn"]))
         }
 
-    return _each(one, random.split(rng_key, num_samples), num_samples)
+    return blocks.each(one, random.split(rng_key, num_samples), BATCH)
 
 
 @eqx.filter_jit
@@ -146,4 +141,4 @@ def log_likelihood(model: Callable, params: dict, draws: dict[str, Array], data:
         return {n: v for n, v in log_probs.items() if tr[n]["is_observed"] and not is_factor(tr[n]["fn"])}
 
     num_samples = _num_draws(draws)
-    return _each(one, (draws, jax.numpy.arange(num_samples)), num_samples)
+    return blocks.each(one, (draws, jax.numpy.arange(num_samples)), BATCH)

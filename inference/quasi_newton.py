@@ -132,7 +132,10 @@ def evaluate(f: Callable[[Array], Array], state: State, tolerance: float) -> Sta
     before = jnp.where(state.steps < 0, jnp.diag(first), scaled)
     inverse = update(before, step, change)
     near = jnp.maximum(gradient @ inverse @ gradient, 0.0) <= tolerance * jnp.maximum(jnp.abs(value), 1.0)
-    pick = lambda a, b: jnp.where(taken, a, b)  # noqa: E731
+
+    def pick(a: Array, b: Array) -> Array:
+        return jnp.where(taken, a, b)
+
     one = jnp.ones_like(state.size)
     return State(
         z=pick(new, state.z), value=pick(value, state.value), gradient=pick(gradient, state.gradient),

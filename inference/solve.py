@@ -22,6 +22,7 @@ from jax import Array, random
 from jax.flatten_util import ravel_pytree
 from tqdm.auto import tqdm
 
+from ..estimators import blocks
 from ..estimators.base import Params, Problem
 from . import curvature, proximal, quasi_newton
 
@@ -76,13 +77,8 @@ class Solution(NamedTuple):
 
 
 def _each(problem: Problem, one: Callable, *args: Any) -> Any:
-    """`one` of every starting point. A single one goes without a batch axis, which would cost products of matrices.
-
-    One after the other where the problem wants its losses so: factorisations of several lock up on CPUs.
-    """
-    if len(jax.tree.leaves(args)[0]) > 1:
-        return jax.vmap(one)(*args) if problem.batch > 1 else jax.lax.map(lambda start: one(*start), args)
-    return jax.tree.map(lambda x: x[None], one(*jax.tree.map(lambda x: x[0], args)))
+    """`one` of every starting point, so many at once as the problem wants of its losses."""
+    return blocks.each(lambda start: one(*start), args, problem.batch)
 
 
 @jax.custom_jvp

@@ -81,13 +81,7 @@ def root(covariance: Array) -> Array:
     return vectors * jnp.sqrt(jnp.maximum(values, 0.0))
 
 
-@sequential_vmap
-def _inverse_of(factor: Array) -> Array:
-    """As `_by_halves`, one matrix after the other: XLA's CPU back end locks up on solves of many, side by side."""
-    return _by_halves(factor)
-
-
-def _by_halves(factor: Array) -> Array:
+def inverse_of_factor(factor: Array) -> Array:
     """(L Lᵀ)⁻¹ of a lower factor, by halves: P₂₁ = −P₂₂ M and P₁₁ = (L₁₁L₁₁ᵀ)⁻¹ − Mᵀ P₂₁ with M = L₂₁ L₁₁⁻¹.
 
     XLA has triangular solves only, and two of them against the identity cost 2 n³: more than twice what the halves do,
@@ -97,7 +91,7 @@ def _by_halves(factor: Array) -> Array:
     if n <= LEAF:
         return cho_solve((factor, True), jnp.eye(n, dtype=factor.dtype))
     h = n // 2
-    first, last = _by_halves(factor[:h, :h]), _by_halves(factor[h:, h:])
+    first, last = inverse_of_factor(factor[:h, :h]), inverse_of_factor(factor[h:, h:])
     M = lax.linalg.triangular_solve(factor[:h, :h], factor[h:, :h], left_side=False, lower=True)
     below = -last @ M
     out = jnp.zeros_like(factor).at[:h, :h].set(first - M.T @ below).at[h:, h:].set(last)
@@ -107,7 +101,7 @@ def _by_halves(factor: Array) -> Array:
 @jax.custom_jvp
 def inverse(matrix: Array) -> Array:
     """Inverse of a positive definite matrix, jittered where it must be."""
-    return _inverse_of(factorise(matrix)[0])
+    return inverse_of_factor(factorise(matrix)[0])
 
 
 @inverse.defjvp
@@ -126,7 +120,6 @@ def log_normal(covariance: Array, residual: Array) -> Array:
     return _log_normal_of(factorise(covariance)[0], residual)
 
 
-@sequential_vmap
 def _log_normal_of(factor: Array, residual: Array) -> Array:
     white = solve_triangular(factor, residual, lower=True)
     log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(factor)))
@@ -152,7 +145,7 @@ def _counts(n: int, dtype: Any) -> Array:
 @jax.custom_jvp
 def _inverse_and_log_normal(covariance: Array, residual: Array) -> tuple[Array, Array]:
     factor = factorise(covariance)[0]
-    return _inverse_of(factor), _log_normal_of(factor, residual)
+    return inverse_of_factor(factor), _log_normal_of(factor, residual)
 
 
 @_inverse_and_log_normal.defjvp

@@ -75,5 +75,5 @@ class Inducing(FunctionPosterior):
 def condition(kernel: Any, X: Any, noise: Array, residual: Array) -> Conditional:
     """The prior conditioned on observations with Gaussian noise."""
     factor, _ = linalg.jittered_cholesky(linalg.add_diagonal(gram(kernel, X), noise))
-    A = linalg._inverse_of(factor)
+    A = linalg.inverse_of_factor(factor)
     return Conditional(kernel, X, A @ residual, A)

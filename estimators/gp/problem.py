@@ -27,10 +27,7 @@ MAX_JOINT = 4000
 
 
 def at_once(most: float) -> int:
-    """Losses that are evaluated at once: as many as suit their size, and one on CPUs, where a loss has all cores.
-
-    XLA's CPU back end locks up on factorisations side by side, as a batch and its remainder are.
-    """
+    """Losses that are evaluated at once: as many as suit their size, and one on CPUs, where a loss has all cores."""
     return 1 if jax.default_backend() == "cpu" else int(np.clip(most, 1, AT_ONCE))
 
 

@@ -163,18 +163,23 @@ def test_models_that_do_not_suit_are_named(series):
 
 
 @pytest.mark.long
-def test_restarts_of_hundreds_of_rows_come_to_an_end():
-    """In a process of their own: batches of triangular solves in XLA's CPU back end waited for each other for ever."""
-    code = """
-import numpy as np, numpyro, numpyro.distributions as dist, estimax
+@pytest.mark.parametrize(
+    "how", ["GPEvidence(), data", "SparseGP(200), data, optimizer='adam', num_steps=10, learning_rate=0.01"]
+)
+def test_restarts_of_hundreds_of_rows_come_to_an_end(how):
+    """In a process of their own: batches of matrices wait for each other for ever in jaxlib 0.10.0 to 0.11.0."""
+    code = f"""
+import numpy as np, numpyro, numpyro.distributions as dist
+from estimax import fit
+from estimax.estimators import GPEvidence, SparseGP
 from tinygp import GaussianProcess, kernels
 def model(X, y):
     length, noise = (numpyro.param(n, 0.7, constraint=dist.constraints.positive) for n in ("length", "noise"))
     numpyro.sample("y", GaussianProcess(kernels.Exp(length), X, diag=noise**2).numpyro_dist(), obs=y)
 X = np.sort(np.random.default_rng(0).uniform(0, 20, 700))
-y = np.sin(X) + 0.2 * np.random.default_rng(1).normal(size=700)
-fits = [estimax.fit(model, estimax.estimators.GPEvidence(), {"X": X, "y": y}, num_restarts=n) for n in (1, 3)]
+data = {{"X": X, "y": np.sin(X) + 0.2 * np.random.default_rng(1).normal(size=700)}}
+fits = [fit(model, {how}, num_restarts=n) for n in (1, 3)]
 print(fits[1].losses[-1] - fits[0].losses[-1])
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
-    assert abs(float(found.stdout)) < 1e-6
+    assert float(found.stdout) < 1e-6  # the first of them starts where the single one does
