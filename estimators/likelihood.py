@@ -530,13 +530,16 @@ class LikelihoodProblem(Problem):
             )
         shapes = jax.eval_shape(self.constrain, self.params)
         for name, value in given.items():
-            if hasattr(value, "shape") and value.shape != shapes[name].shape:
+            found, wanted = (jax.tree.map(jnp.shape, x) for x in (value, shapes[name]))
+            if found != wanted and isinstance(value, Array) and isinstance(wanted, tuple):
                 raise ValueError(f"start[{name!r}] has shape {value.shape}, the site has {shapes[name].shape}")
+            if found != wanted:
+                raise ValueError(f"start[{name!r}] is not a network like the model's: its arrays have other shapes")
         with numpyro.validation_enabled(False):  # a value outside the support is named here
             tr = handlers.trace(model).get_trace(**self.data)
         for name, value in given.items():
             bijection = self.transforms[name] if name in self.transforms else biject_to(tr[name]["fn"].support)
-            out[name] = jax.tree.map(bijection.inv, value) if not hasattr(value, "shape") else bijection.inv(value)
+            out[name] = jax.tree.map(bijection.inv, value)
             if not all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(out[name])):
                 raise ValueError(f"start[{name!r}] = {value} lies outside the site's support")
         return out
@@ -575,9 +578,10 @@ class LikelihoodProblem(Problem):
 
 
 def _as_value(name: str, value: Any) -> Any:
-    """A starting value as an array, or a mapping of them."""
+    """A starting value as an array; a network, by whatever library, as it is."""
     try:
-        return jax.tree.map(jnp.asarray, value) if isinstance(value, Mapping) else jnp.asarray(np.asarray(value, float))
+        network = isinstance(value, Mapping | eqx.Module)
+        return jax.tree.map(jnp.asarray, value) if network else jnp.asarray(np.asarray(value, float))
     except (TypeError, ValueError):
         raise ValueError(f"start[{name!r}] must be an array of numbers, got {value!r}") from None
 

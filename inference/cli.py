@@ -612,7 +612,7 @@ def _print_summary(result: Any, target: Target) -> None:
     from .compare import has_posterior
     from .data import check_model
     from .plots import affordable
-    from .summary import labels
+    from .summary import arrays, labels
 
     def show(frame: pd.DataFrame) -> None:
         if len(frame) > MAX_ROWS:
@@ -632,7 +632,7 @@ def _print_summary(result: Any, target: Target) -> None:
     rows: dict[str, float] = {}
     networks = []
     for name, value in theta.items():
-        if hasattr(value, "shape"):
+        if name in arrays(theta):
             rows |= dict(zip(labels(name, np.shape(value)), np.ravel(value).tolist(), strict=True))
         else:
             networks.append(f"{name}: {sum(np.size(x) for x in jax.tree.leaves(value)):,} weights")

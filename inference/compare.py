@@ -24,7 +24,7 @@ from .data import check_estimator, check_model, prepare
 from .fit import DEFAULT_STEPS, fit
 from .result import FitResult
 from .start import Start, find_start
-from .summary import estimates_alone
+from .summary import arrays, estimates_alone
 
 _log = logging.getLogger(__name__)
 
@@ -311,7 +311,7 @@ def _measure(result: FitResult, reference: dict[str, np.ndarray] | None, num_sam
             criteria = result.information_criteria()
             point = {"log_likelihood": criteria["log_likelihood"], "aic": criteria["AIC"]}
         if reference is not None:
-            alone = {n: np.asarray(v)[None] for n, v in result.params.items() if hasattr(v, "shape")}
+            alone = {n: np.asarray(v)[None] for n, v in arrays(result.params).items()}
             point["mean_error"] = posterior_error(alone, reference)[0]
         return {**point, **_of_weights(result, num_samples, seed)} if _has_functions(result) else point
     row = _of_weights(result, num_samples, seed)

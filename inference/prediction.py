@@ -15,6 +15,7 @@ from jax import Array, random
 from ..estimators.base import Params
 from ..estimators.checks import check_counts
 from . import predictive
+from .summary import arrays
 
 if TYPE_CHECKING:
     from .result import FitResult
@@ -215,8 +216,9 @@ def _own_latents(result: FitResult) -> set[str]:
 def _latent_draws(result: FitResult, num_samples: int, seed: int) -> dict[str, Array]:
     """Draws of the latent sites, or the point estimate repeated."""
     if result.is_point:
-        return {n: jnp.broadcast_to(jnp.asarray(v), (num_samples, *np.shape(v))) for n, v in result.params.items()
-                if hasattr(v, "shape")}  # fmt: skip
+        return {
+            n: jnp.broadcast_to(jnp.asarray(v), (num_samples, *np.shape(v))) for n, v in arrays(result.params).items()
+        }
     return result.sample(num_samples, seed=seed, resample="psis")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from jax import Array
 
 COLUMNS = ["estimate", "std_err", "z", "p_value", "lower", "upper"]
 
@@ -34,10 +35,14 @@ def posterior_summary(draws: dict, prob: float) -> pd.DataFrame:
     return pd.DataFrame(table, index=index, columns=COLUMNS)
 
 
+def arrays(params: dict) -> dict:
+    """Parameters that are arrays; the others are networks, some of which have a `shape` too (flows of flowjax)."""
+    return {n: v for n, v in params.items() if isinstance(v, np.ndarray | np.generic | Array)}
+
+
 def estimates_alone(params: dict) -> pd.DataFrame:
     """Estimates without standard errors, a row per scalar."""
     rows: dict[str, float] = {}
-    for name, value in params.items():
-        if hasattr(value, "shape"):
-            rows |= dict(zip(labels(name, np.shape(value)), np.ravel(value).astype(float), strict=True))
+    for name, value in arrays(params).items():
+        rows |= dict(zip(labels(name, np.shape(value)), np.ravel(value).astype(float), strict=True))
     return pd.DataFrame({"estimate": rows}).reindex(columns=COLUMNS)

@@ -16,6 +16,7 @@ from ..estimators.guided import full_plates
 from . import predictive
 from .arviz_bridge import build
 from .prediction import pointwise
+from .summary import arrays
 
 if TYPE_CHECKING:
     from .result import FitResult
@@ -132,7 +133,7 @@ def _point_draws(result: FitResult, num_samples: int, seed: int) -> dict[str, An
     def constrained(noise: np.ndarray) -> dict[str, np.ndarray]:
         with result.precision():
             values = jax.vmap(lambda v: result.problem.constrain(unravel(v)))(jax.numpy.asarray(flat + noise))
-            return {n: np.asarray(v) for n, v in values.items() if hasattr(v, "shape")}
+            return {n: np.asarray(v) for n, v in arrays(values).items()}
 
     still = np.zeros((num_samples, len(flat)))
     if not result.has_curvature:

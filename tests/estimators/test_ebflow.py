@@ -100,6 +100,29 @@ def test_normal_family_reaches_the_maximum_likelihood():
     assert float(jnp.mean(flow.log_prob(IRIS))) == pytest.approx(found, abs=1e-4)
 
 
+def test_a_flow_of_flowjax_starts_another_fit_and_is_no_array():
+    """Its `shape`, that of x, is not that of a parameter: tables and draws leave it out."""
+
+    def model(x):
+        made = affine.Normal(jnp.zeros(2), jnp.full(2, 2.0))
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("x", FlowDensity(eqx_module("flow", made)), obs=x)
+
+    affine = pytest.importorskip("flowjax.distributions")
+    x = IRIS[:, :2]
+    options = {"num_steps": 1, "learning_rate": 1e-9, "progress_bar": False}
+    first = estimax.fit(model, MLE(subsample=True), {"x": x}, **{**options, "learning_rate": 0.1})
+    again = estimax.fit(model, EBFlow("denoising"), {"x": x}, start=first.params, **options)
+    found = observed(model, again.params, {"x": x}).log_prob(x)
+    np.testing.assert_allclose(found, observed(model, first.params, {"x": x}).log_prob(x), atol=1e-6)
+    assert found.mean() > stats.norm(0, 2).logpdf(x).sum(1).mean()  # one step of the likelihood's, from sd 2
+    assert first.summary().empty
+    assert "x" in first.to_arviz(num_samples=10)["observed_data"]
+    for other in (3.0, {"weights": np.ones(3)}):
+        with pytest.raises(ValueError, match="is not a network like the model's"):
+            estimax.fit(model, EBFlow(), {"x": x}, start=dict.fromkeys(first.params, other), **options)
+
+
 def test_the_step_computes_no_determinant():
     """The likelihood's compiled gradient factorises matrices, that of the score does not."""
 
