@@ -18,7 +18,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(.*?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MOST_STEPS = 50
 SLOW = (
-    "gaussian-processes", "guides-and-starts", "mixtures", "penalties", "quickstart", "score-based-models",
+    "README", "gaussian-processes", "guides-and-starts", "mixtures", "penalties", "quickstart", "score-based-models",
     "standard-errors", "unnormalised",
 )  # fmt: skip
 """Pages whose programs take ten seconds and more to compile; CI runs them."""

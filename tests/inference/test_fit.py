@@ -124,6 +124,7 @@ def test_eight_schools_resampled(default_fit, name):
     assert abs(evidence.value - models.eight_schools.log_evidence()) < 4 * evidence.stderr + 0.001
 
 
+@pytest.mark.long
 def test_eight_schools_bias_of_the_plain_elbo_is_visible(default_fit):
     truth = models.eight_schools.posterior_moments()
     of_mean, of_sd = errors(default_fit("eight_schools", "ELBO").sample(20_000), truth)

@@ -29,7 +29,7 @@ def quick(guide, estimator=None, num_steps=1000, **options):
     "cls",
     [
         pytest.param(autoguide.AutoMultivariateNormal, marks=pytest.mark.long),
-        autoguide.AutoNormal,
+        pytest.param(autoguide.AutoNormal, marks=pytest.mark.long),
         pytest.param(autoguide.AutoDiagonalNormal, marks=pytest.mark.slow),
         pytest.param(autoguide.AutoLowRankMultivariateNormal, marks=pytest.mark.slow),
         pytest.param(autoguide.AutoIAFNormal, marks=pytest.mark.slow),

@@ -97,7 +97,7 @@ def test_laplace_equals_the_likelihood_family(binary):
         np.testing.assert_allclose(gradient[name], slope[name], rtol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["laplace", "ep", "cvi"])
+@pytest.mark.parametrize("method", ["laplace", *(pytest.param(m, marks=pytest.mark.long) for m in ("ep", "cvi"))])
 def test_gradient_is_that_of_the_objective(binary, method):
     problem = pose(NonConjugateGP(method), binary_model, binary)
     f = jax.jit(lambda p: problem.objective(p, problem.data))

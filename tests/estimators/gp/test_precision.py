@@ -106,7 +106,14 @@ def latent(noise):
     return declared
 
 
-@pytest.mark.parametrize("estimator", [GPEvidence(), SVGP(20, None, 1.0), CoresetGP(20, 30)])
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        GPEvidence(),
+        pytest.param(SVGP(20, None, 1.0), marks=pytest.mark.long),
+        pytest.param(CoresetGP(20, 30), marks=pytest.mark.long),
+    ],
+)
 @pytest.mark.parametrize(("noise", "works"), [(1e-8, False), (1e-4, True)])
 def test_single_precision_elsewhere(estimator, noise, works):
     """Against the same objective in double precision: a nat and a half in forty rows where it works, more where not."""
