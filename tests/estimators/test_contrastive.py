@@ -92,6 +92,7 @@ def test_gradients_against_enumeration(data):
     assert np.all(np.asarray(memory["unmet"]) == 0)
 
 
+@pytest.mark.long
 def test_noise_of_the_gradient_is_that_of_the_chains(data):
     """`gradient_snr` moves the chains between draws: mean within 4 s.e. of enumeration, by its own sd."""
     found = gradient_snr(posed(UnbiasedCD(1), data), PARAMS, 500)
@@ -101,6 +102,7 @@ def test_noise_of_the_gradient_is_that_of_the_chains(data):
         assert np.all(np.abs(mean - value) < 4 * sd / np.sqrt(500))
 
 
+@pytest.mark.long
 def test_restricted_boltzmann_machine():
     """Hidden units summed out: the unbiased gradient of W against enumeration of both layers, within 4 s.e."""
     rng = np.random.default_rng(1)
@@ -227,6 +229,7 @@ def test_persistent_chains_on_the_line(kernel):
     assert abs(chains.mean() - x.mean()) < 4 * x.std() / np.sqrt(500) + 0.1
 
 
+@pytest.mark.long
 def test_minibatches():
     """CD with all of the data and with batches of 20: one mean gradient, within 4 s.e."""
     x = jnp.asarray(np.random.default_rng(4).normal(1.0, 1.0, 60), jnp.float32)

@@ -47,6 +47,7 @@ def model(x, label, batch_size=None):
         numpyro.sample("label", fn, obs=labels)
 
 
+@pytest.mark.long
 def test_with_the_exact_classifier_the_loss_is_that_of_the_class():
     """Bayes: score of all plus gradient of log p(y | x_t) is the score of class y, so is the regression."""
     ones = jnp.ones(len(X), jnp.int32)

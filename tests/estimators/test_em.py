@@ -94,6 +94,7 @@ def test_optimum_and_standard_errors_are_those_of_maximum_likelihood(fitted):
     np.testing.assert_allclose(fitted.summary()["std_err"], direct.summary()["std_err"], rtol=1e-5)
 
 
+@pytest.mark.long
 def test_fishers_identity_and_the_bound(x64):
     counts = np.random.default_rng(0).integers(0, 3, 150)  # weights: how often a datum is there
     problem = EM(weights=counts).problem(jax.random.key(0), mixture, None, {"x": jnp.asarray(PETALS)})

@@ -58,6 +58,7 @@ def test_every_bound_is_the_evidence(x64):
         np.testing.assert_allclose(-loss, LOG_Z, rtol=0, atol=1e-9, err_msg=name)
 
 
+@pytest.mark.long
 def test_in_single_precision():
     for name, loss in losses().items():
         assert loss.dtype == jnp.float32

@@ -185,6 +185,7 @@ def test_points_are_told_from_changes_of_variables():
         assert not inspect(make(model)).points
 
 
+@pytest.mark.long
 def test_gradient_of_a_flow_does_not_depend_on_the_estimator():
     """`path` inverts the flow, `reparam` does not: the same mean, 4 s.e."""
     guide = autoguide.AutoIAFNormal(model, hidden_dims=[4], num_flows=1)

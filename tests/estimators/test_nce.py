@@ -137,6 +137,7 @@ def test_noise_that_is_fitted(sample):
         assert abs(table.loc["log_z", "estimate"] - exact) < 4 * table.loc["log_z", "std_err"]
 
 
+@pytest.mark.long
 def test_a_file_holds_no_noise(sample, tmp_path):
     """A distribution is not written: what is missing is named, and with it the fit is the same."""
     estimator = NCE(dist.Normal(0.5, 1.5), 5)
@@ -149,6 +150,7 @@ def test_a_file_holds_no_noise(sample, tmp_path):
     assert again.params == result.params
 
 
+@pytest.mark.long
 def test_the_constant_is_learned_or_not(sample):
     def normal(x):
         with numpyro.plate("data", x.shape[0]):
@@ -210,6 +212,7 @@ def test_compositional_needs_fewer_steps_than_nce_from_afar():
     assert error(NCE(noise, 1, redraw=True), 800) < 0.25
 
 
+@pytest.mark.long
 def test_minibatches_of_nce(sample):
     """Mean gradient over batches and noise within 4 s.e. of that with all data and as much noise."""
     x = jnp.asarray(sample, jnp.float32)
@@ -342,6 +345,7 @@ def test_a_model_wrongly_taken_as_normalised_is_named(sample, estimator):
     assert "integrates to exp(-0." in str(diagnosis)
 
 
+@pytest.mark.long
 def test_ddo_refines_a_reference(sample):
     """A reference stopped short of its optimum: the refined fit is within 4 s.e. of the truth."""
 

@@ -107,6 +107,7 @@ def test_l2_poisson_regression_and_its_standard_errors():
     np.testing.assert_allclose(found.summary()["std_err"], np.sqrt(np.diag(np.linalg.inv(hessian))), rtol=1e-5)
 
 
+@pytest.mark.long
 def test_l2_is_the_map_of_a_normal_prior():
     y = (np.median(Y) < Y).astype(float)
     with_prior = fit(logistic, MAP(), {"x": XS, "y": y})

@@ -154,6 +154,7 @@ def test_sandwich_intervals_cover(model, law, truth, least):
     assert np.all((efficiency > least) & (efficiency < 1.02))
 
 
+@pytest.mark.long
 def test_hyvarinens_nonnegative_form():
     """p ∝ exp(−λx): the objective −2λ x̄ + ½λ² mean(x²) has its minimum at 2 x̄ / mean(x²)."""
     x = np.random.default_rng(1).exponential(2.0, 300)
@@ -218,6 +219,7 @@ def truncated_free(x):
         numpyro.sample("x", dist.Normal(mu, sd), obs=x)
 
 
+@pytest.mark.long
 def test_prior_makes_a_generalised_posterior_mode():
     """N(0, 2²) on the mean, known sd 1: J = ½(x − μ)² − 1, so the mode is the conjugate one."""
     x = np.random.default_rng(3).normal(1.0, 1.0, 30)

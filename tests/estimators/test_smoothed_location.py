@@ -56,6 +56,7 @@ def test_normal_closed_form():
     assert (interval.lower, interval.upper) == pytest.approx((X.mean() - half, X.mean() + half), rel=1e-7)
 
 
+@pytest.mark.long
 def test_laplace_density_and_information():
     r = 0.8
     fit = estimax.fit(laplace, SmoothedLocation(r, perturb=False), {"x": X}, progress_bar=False)

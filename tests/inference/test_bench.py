@@ -476,6 +476,7 @@ def test_the_command_line_names_every_suite_and_peer(capsys):
         assert name in text
 
 
+@pytest.mark.long
 def test_a_bench_from_the_command_line(capsys, tmp_path):
     argv = ["bench", "conjugate", "--models", "gamma_poisson", "--estimators", "default", "--seeds", "1", "--quick",
             "--jobs", "0", "--quiet", "--out", str(tmp_path / "out")]  # fmt: skip

@@ -223,6 +223,7 @@ def test_an_estimator_that_cannot_run_is_in_the_notes_and_in_the_status(there, c
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_what_cannot_be_saved_is_an_error_after_the_rest_is_saved(there, capsys, monkeypatch):
     from estimax import FitResult
 

@@ -130,6 +130,7 @@ def test_save_writes_everything(result, tmp_path):
     assert az.from_netcdf(str(folder / "ELBO.nc"))["posterior"]["mu"].shape == (1, 1000)
 
 
+@pytest.mark.long
 def test_what_netcdf_cannot_hold_keeps_nothing_else_from_being_saved(result, tmp_path, monkeypatch):
     save = estimax.FitResult.save
 

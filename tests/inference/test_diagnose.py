@@ -31,6 +31,7 @@ def test_good_fit(default_fit):
     assert "still falling" not in text
 
 
+@pytest.mark.long
 def test_local_latents_are_counted(default_fit):
     text = str(default_fit("linear_gaussian_theta", "ELBO").diagnose(1000))
     assert "local latents: 50 data, k̂ too high in 0 of them" in text

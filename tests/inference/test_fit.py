@@ -382,6 +382,7 @@ def test_restart_that_goes_bad_loses_to_the_others():
     assert np.isfinite(result.params["m"])
 
 
+@pytest.mark.long
 def test_default_guide_restarts():
     entry = models.linear_gaussian
     result = fit(entry.model, ELBO(), entry.data(), num_restarts=3, num_steps=1000, progress_bar=False)

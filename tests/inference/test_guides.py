@@ -148,6 +148,7 @@ def test_default_guide_names_its_parameters_in_posterior_units(default_fit):
     np.testing.assert_allclose(params["auto_scale_tril"], np.eye(3), atol=0.02)
 
 
+@pytest.mark.long
 @given(
     dimension=st.integers(1, 19),
     batch=st.sampled_from([(), (2,), (3, 2)]),

@@ -89,6 +89,7 @@ def test_arviz_groups(fitted, data):
     assert spread < 0.5
 
 
+@pytest.mark.long
 def test_saved_fits_predict_the_same(fitted, tmp_path):
     fitted.save(tmp_path / "exact.nc", num_samples=50)
     again = estimax.load(tmp_path / "exact.nc", process)

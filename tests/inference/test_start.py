@@ -20,6 +20,7 @@ def exact():
     return GAUSSIAN.posterior(GAUSSIAN.data())
 
 
+@pytest.mark.long
 def test_laplace_start_of_a_gaussian_is_its_posterior(exact):
     start = find_start(GAUSSIAN.model, GAUSSIAN.data())
     mean, covariance = exact

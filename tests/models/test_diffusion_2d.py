@@ -57,6 +57,7 @@ def mmd_p_value(x, y, num_permutations=500):
     return (values >= values[0]).mean()
 
 
+@pytest.mark.long
 def test_the_two_sample_test_has_power():
     """Draws of a mixture with the weights of two modes exchanged are told apart, draws of the same one are not."""
     x, y = plane.draw(500, seed=1), plane.draw(500, seed=2)

@@ -75,6 +75,7 @@ def test_draws_follow_gate_and_experts():
         assert abs(y.mean() - mean) < 4.0 * sd / np.sqrt(n)
 
 
+@pytest.mark.long
 def test_slopes_are_finite_far_from_the_data():
     def total(scale):
         params = {name: jnp.asarray(value) for name, value in PARAMS.items()}

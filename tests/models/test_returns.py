@@ -107,6 +107,7 @@ def test_skew_t_contains_student_t(pointwise):
     np.testing.assert_allclose(pointwise(returns.skew_t, data, symmetric), expected, rtol=1e-9)
 
 
+@pytest.mark.long
 def test_draws_of_the_models_and_bad_input(draw):
     for model in (returns.student_t, returns.skew_t):
         assert draw(model, num_data=11)["y"].shape == (11,)

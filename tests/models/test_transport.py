@@ -105,6 +105,7 @@ def test_samplers_draw_the_gaussian(process):
         np.testing.assert_array_less(np.abs(np.cov(draws.T) - cov), 4 * np.outer(sd, sd) * np.sqrt(2 / n) + 0.02)
 
 
+@pytest.mark.long
 def test_conditional_draws_of_a_linear_inverse_problem():
     operator, noise, y = np.array([[1.0, 2.0]], np.float32), 0.3, np.array([0.7], np.float32)
     n = 8_000
@@ -243,6 +244,7 @@ def test_second_derivatives_pass_through_the_equation_in_double_precision(x64):
     np.testing.assert_allclose(jax.hessian(log_prob)(m), [[-1.0]], rtol=1e-5)
 
 
+@pytest.mark.long
 def test_interpolant_draws_with_noise_on_the_way():
     """Exact velocity and denoiser of x_t = (1 − t) x_0 + t x_1 + γ z for normal data N(1, 0.5²)."""
 

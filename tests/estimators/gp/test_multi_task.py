@@ -140,6 +140,7 @@ def test_observations_of_a_new_task_condition_its_predictions(single):
     np.testing.assert_allclose(found.variance, np.diag(covariance[n:, n:] - gain @ covariance[:n, n:]), atol=1e-6)
 
 
+@pytest.mark.long
 def test_joint_draws_have_the_moments_of_dense_conditioning(single):
     """Moments of 4000 draws within 4.5 of their standard errors."""
     problem, params, data, held_out = single

@@ -108,6 +108,7 @@ def test_gradient_is_that_of_the_objective(binary, method):
         np.testing.assert_allclose(gradient[name], (f(up) - f(down)) / (2 * step), rtol=1e-5)
 
 
+@pytest.mark.long
 def test_predictions_are_those_of_quadrature(binary):
     problem = pose(NonConjugateGP("ep"), binary_model, binary)
     new = {"X": jnp.array([0.5, 11.0]), "y": jnp.array([1.0, 0.0])}
@@ -173,6 +174,7 @@ def test_likelihoods_against_importance_sampling_from_the_prior(name):
         assert abs(values["laplace"] - truth) < 0.3 + 4 * error, (values, truth)
 
 
+@pytest.mark.long
 def test_large_counts_far_from_the_prior_converge():
     log_lik = lambda f: dist.Poisson(jnp.exp(f)).log_prob(jnp.array([1000.0, 0.0]))  # noqa: E731
     for method in ("laplace", "ep", "cvi"):

@@ -78,6 +78,7 @@ def test_diagnosis_of_iterations_in_single_precision(noise, verdict):
         assert 'jax.config.update("jax_enable_x64", True)' in named[0]
 
 
+@pytest.mark.long
 def test_failed_solves_are_no_good_fit():
     with jax.enable_x64(True):
         X, y = rows(200, 1e-6)

@@ -73,6 +73,7 @@ def test_problem_sorts_rows_and_predicts_between_and_beyond(series):
     np.testing.assert_allclose(variance, np.diag(prior - cross @ np.linalg.solve(C, cross.T)), atol=1e-8)
 
 
+@pytest.mark.long
 def test_gradient_of_the_parallel_form_equals_that_of_the_sequential_one(series):
     rows = {k: v[:ROWS] for k, v in series.items()}
     gradients = []
