@@ -43,8 +43,12 @@ def modes(terms: Terms, u: Array) -> Array:
     Damped Newton finds it outside of differentiation; two plain Newton steps from there carry the derivatives, because
     each of them squares the error, that of the derivatives included.
     """
+    # what `terms` closes over becomes an argument, so that the loop is none that would have to be differentiated
+    pure, held = jax.closure_convert(terms, u)
+    held = lax.stop_gradient(held)
 
-    frozen: Terms = lambda v: terms(v)  # noqa: E731
+    def frozen(v: Array) -> Array:
+        return pure(v, *held)
 
     def step(carry: tuple) -> tuple:
         u, value, damping, i, _ = carry
