@@ -39,9 +39,9 @@ STEPS = 0.01 if QUICK else 1.0
 """Share of the steps of every fit."""
 
 
-def fit(model: Callable, estimator: Any, data: dict[str, Any], num_steps: int, learning_rate: float) -> Any:
-    num_steps = max(20, int(STEPS * num_steps))
-    return estimax.fit(model, estimator, data, num_steps=num_steps, learning_rate=learning_rate, progress_bar=False)
+def fit(model: Callable, estimator: Any, data: dict[str, Any], num_steps: int, rate: float, start: Any = None) -> Any:
+    options = {"num_steps": max(20, int(STEPS * num_steps)), "learning_rate": rate, "progress_bar": False}
+    return estimax.fit(model, estimator, data, start=start, **options)
 
 
 def fit_annealed(model: Callable, data: dict[str, Any], num_steps: int, learning_rate: float) -> Any:
@@ -279,16 +279,13 @@ def of_its_own_target(sigma: float = 0.1) -> dict[str, Any]:
         return result
 
     data = {"x": rows, "batch_size": 256}
-    more = lambda result, estimator: estimax.fit(  # noqa: E731
-        model, estimator, data, num_steps=max(20, int(STEPS * 5000)), learning_rate=0.001, start=result.params,
-        progress_bar=False,
-    )  # fmt: skip
     likelihood = estimators.MLE(subsample=True)
     result = measured("likelihood", fit(model, likelihood, data, 5000, 0.003))
-    measured("likelihood, twice the steps", more(result, likelihood))
+    measured("likelihood, twice the steps", fit(model, likelihood, data, 5000, 0.001, start=result.params))
     measured("likelihood of noisy data", fit(model, likelihood, data | {"x": noisy(rows)}, 5000, 0.003))
     result = measured("score", fit_annealed(model, data, 5000, 0.003))
-    measured("score, twice the steps", more(result, estimators.EBFlow("denoising", sigma=sigma, num_directions=4)))
+    score = estimators.EBFlow("denoising", sigma=sigma, num_directions=4)
+    measured("score, twice the steps", fit(model, score, data, 5000, 0.001, start=result.params))
     return out
 
 
@@ -435,17 +432,7 @@ def digits() -> dict[str, Any]:
 
 SECTIONS = {
     f.__name__: f
-    for f in (
-        targets,
-        step_cost,
-        flowjax_loop,
-        langevin,
-        two_ways,
-        of_its_own_target,
-        flow_matching,
-        diffusion,
-        digits,
-    )
+    for f in (targets, step_cost, flowjax_loop, langevin, two_ways, of_its_own_target, flow_matching, diffusion, digits)
 }
 
 

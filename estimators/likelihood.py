@@ -531,7 +531,7 @@ class LikelihoodProblem(Problem):
         shapes = jax.eval_shape(self.constrain, self.params)
         for name, value in given.items():
             found, wanted = (jax.tree.map(jnp.shape, x) for x in (value, shapes[name]))
-            if found != wanted and isinstance(value, Array) and isinstance(wanted, tuple):
+            if found != wanted and isinstance(found, tuple) and isinstance(wanted, tuple):
                 raise ValueError(f"start[{name!r}] has shape {value.shape}, the site has {shapes[name].shape}")
             if found != wanted:
                 raise ValueError(f"start[{name!r}] is not a network like the model's: its arrays have other shapes")

@@ -631,8 +631,9 @@ def _print_summary(result: Any, target: Target) -> None:
     theta = {n: result.params[n] for n in check_model(target.model, result.data) if n in result.params}
     rows: dict[str, float] = {}
     networks = []
+    tabled = arrays(theta)
     for name, value in theta.items():
-        if name in arrays(theta):
+        if name in tabled:
             rows |= dict(zip(labels(name, np.shape(value)), np.ravel(value).tolist(), strict=True))
         else:
             networks.append(f"{name}: {sum(np.size(x) for x in jax.tree.leaves(value)):,} weights")

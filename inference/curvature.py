@@ -88,7 +88,11 @@ def newton_step(
     nearest = tolerance if max_chords else 0.0
     far = z
     if max_chords:
-        far = quasi_newton.settle(jax.grad(f), z, gradient, factor @ factor.T, CLOSER * tolerance, max_chords + 1)[0]
+        # in units of the curvature: where some direction has none, the inverse Hessian is large there, and its rounding
+        # is more than its other elements
+        one, zero = jnp.eye(z.shape[0], dtype=z.dtype), jnp.zeros_like(z)
+        chord = lambda u: factor.T @ jax.grad(f)(z + factor @ u)  # noqa: E731
+        far = z + factor @ quasi_newton.settle(chord, zero, whitened, one, CLOSER * tolerance, max_chords + 1)[0]
 
     def too_far(carry: tuple) -> Array:
         size, _, new = carry

@@ -1,5 +1,6 @@
 """Flows by score matching: against the explicit divergence, the normal maximum likelihood, and compiled programs."""
 
+import flowjax.distributions
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,11 +105,10 @@ def test_a_flow_of_flowjax_starts_another_fit_and_is_no_array():
     """Its `shape`, that of x, is not that of a parameter: tables and draws leave it out."""
 
     def model(x):
-        made = affine.Normal(jnp.zeros(2), jnp.full(2, 2.0))
+        made = flowjax.distributions.Normal(jnp.zeros(2), jnp.full(2, 2.0))
         with numpyro.plate("data", len(x)):
             numpyro.sample("x", FlowDensity(eqx_module("flow", made)), obs=x)
 
-    affine = pytest.importorskip("flowjax.distributions")
     x = IRIS[:, :2]
     options = {"num_steps": 1, "learning_rate": 1e-9, "progress_bar": False}
     first = estimax.fit(model, MLE(subsample=True), {"x": x}, **{**options, "learning_rate": 0.1})

@@ -164,9 +164,14 @@ def test_models_that_do_not_suit_are_named(series):
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "how", ["GPEvidence(), data", "SparseGP(200), data, optimizer='adam', num_steps=10, learning_rate=0.01"]
+    ("how", "found"),
+    [
+        ("GPEvidence(), data", "losses[-1]"),
+        # ten steps lead each restart elsewhere, the first starts where the single one does
+        ("SparseGP(200), data, optimizer='adam', num_steps=10, learning_rate=0.01", "metrics['loss'][0, -1]"),
+    ],
 )
-def test_restarts_of_hundreds_of_rows_come_to_an_end(how):
+def test_restarts_of_hundreds_of_rows_come_to_an_end(how, found):
     """In a process of their own: batches of matrices wait for each other for ever in jaxlib 0.10.0 to 0.11.0."""
     code = f"""
 import numpy as np, numpyro, numpyro.distributions as dist
@@ -178,8 +183,8 @@ def model(X, y):
     numpyro.sample("y", GaussianProcess(kernels.Exp(length), X, diag=noise**2).numpyro_dist(), obs=y)
 X = np.sort(np.random.default_rng(0).uniform(0, 20, 700))
 data = {{"X": X, "y": np.sin(X) + 0.2 * np.random.default_rng(1).normal(size=700)}}
-fits = [fit(model, {how}, num_restarts=n) for n in (1, 3)]
-print(fits[1].losses[-1] - fits[0].losses[-1])
+one, three = (fit(model, {how}, num_restarts=n) for n in (1, 3))
+print(three.{found} - one.losses[-1])
 """
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
-    assert float(found.stdout) < 1e-6  # the first of them starts where the single one does
+    end = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    assert abs(float(end.stdout)) < 1e-6
