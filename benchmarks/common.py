@@ -74,6 +74,16 @@ def paired(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int = 7)
     }
 
 
+def least(calls: list[Callable[[], Any]], repeats: int = 15, clock: Callable[[], float] = time.perf_counter) -> Any:
+    """Least seconds of each of several calls made in turn: what a busy machine adds is left out as far as can be."""
+    times = np.empty((repeats, len(calls)))
+    for i, j in np.ndindex(times.shape):
+        began = clock()
+        calls[j]()
+        times[i, j] = clock() - began
+    return times.min(0)
+
+
 def alone(part: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
     """What a part returns, run in a fresh process, with the peak memory of that process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:

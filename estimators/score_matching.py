@@ -43,12 +43,14 @@ class ScoreMatching(MLE):
 
     Args:
         variant: "explicit" takes div s by one derivative a coordinate of x; "sliced" takes vᵀ(∇s)v for random signs v,
-            one derivative whatever the dimension (Sliced Score Matching, its form of lower variance); "denoising"
+            one derivative whatever the dimension (Sliced Score Matching); "denoising"
             matches the score of the data with noise N(0, sigma²) added, so it fits the smoothed density (A Connection
             Between Score Matching and Denoising Autoencoders; each draw with its mirror image, which keeps the
             variance bounded as sigma falls).
         sigma: of "denoising", in the units of x.
         num_directions: directions v, or pairs of noise, a unit.
+        variance_reduced: of "sliced": with ½‖s‖². False takes ½(vᵀs)² in its place, where x is in the whole real space:
+            a cheaper step for networks with wide input, a noisier one.
         redraw: draw these anew at each step: a stochastic loss, for networks. Else they are drawn once and belong to
             their unit; the loss is exact and its sandwich counts their noise.
         domain: where x lives. "auto" follows the support of the observed site: "real"; "boundary", bounded on one or
@@ -65,6 +67,7 @@ class ScoreMatching(MLE):
     variant: str = "explicit"
     sigma: float = 0.1
     num_directions: int = 1
+    variance_reduced: bool = True
     redraw: bool = False
     domain: str | Callable = "auto"
     argument: str | None = None
@@ -93,6 +96,8 @@ class ScoreMatching(MLE):
         check_counts(num_directions=self.num_directions)
         if self.redraw and self.variant == "explicit":
             raise ValueError('redraw=True is for the variants that draw: "sliced" and "denoising"')
+        if not self.variance_reduced and self.variant != "sliced":
+            raise ValueError(f'variance_reduced=False is for variant="sliced", not {self.variant!r}')
         if not callable(self.domain) and self.domain not in domains.DOMAINS:
             raise ValueError(f"domain must be one of {', '.join(domains.DOMAINS)} or a function, got {self.domain!r}")
         check_positive("tempered", self.tempered)
@@ -116,6 +121,11 @@ class ScoreMatching(MLE):
             raise ValueError(
                 f'variant="denoising" needs x on the whole real space: noise leaves the domain {domain.kind!r}. Take '
                 '"explicit" or "sliced"'
+            )
+        if not self.variance_reduced and domain.kind != "real":
+            raise ValueError(
+                "variance_reduced=False takes ½(vᵀs)² for ½‖s‖², which needs x on the whole real space, not in the "
+                f"domain {domain.kind!r}: take variance_reduced=True"
             )
         problem = replace(problem, domain=domain)
         n, d = problem.flat_shape
@@ -327,16 +337,17 @@ class ScoreMatchingProblem(PointwiseProblem):
             value = self._denoising(log_density, x, draws)
         elif variant == "sliced" and draw_key is not None and self.domain.kind == "real":  # type: ignore[union-attr]
             # a stochastic loss takes gradients only; an exact one takes second derivatives too
-            value = sliced.objective(params, Partial(_log_density, self, data, batch), x, draws)
+            reduced = self.options.variance_reduced  # type: ignore[attr-defined]
+            value = sliced.objective(params, Partial(_log_density, self, data, batch), x, draws, reduced)
         else:
             value = self._implicit(log_density, x, None if variant == "explicit" else draws)
         prior = self.log_prior(params, data) if self.options.has_prior else jnp.zeros(())
         return -scale * value, jnp.zeros(()), prior
 
     def _implicit(self, log_density: Callable, x: Array, directions: Array | None) -> Array:
-        """½ sᵀA s + div(A s), the divergence exact or along directions ``(m, n, D)``."""
+        """½ sᵀA s + div(A s), the divergence exact or along directions ``(m, n, D)``, as the square may be too."""
         assert self.domain is not None
-        domain = self.domain
+        domain, reduced = self.domain, self.options.variance_reduced  # type: ignore[attr-defined]
 
         def field(x: Array) -> tuple[Array, Array]:
             s = self.score(log_density, x)
@@ -344,12 +355,13 @@ class ScoreMatchingProblem(PointwiseProblem):
             return u, 0.5 * jnp.sum(s * u, axis=-1)
 
         if directions is not None:
-            value = along = jnp.zeros(x.shape[0], x.dtype)
+            total = jnp.zeros(x.shape[0], x.dtype)
             for v in directions:
                 v = domain.project(x, v)
-                (_, value), (du, _) = jax.jvp(field, (x,), (v,))
-                along = along + jnp.sum(v * du, axis=-1)
-            return value + along / len(directions)
+                (u, value), (du, _) = jax.jvp(field, (x,), (v,))
+                square = value if reduced else 0.5 * jnp.sum(v * u, axis=-1) ** 2
+                total = total + square + jnp.sum(v * du, axis=-1)
+            return total / len(directions)
         (_, value), tangent = jax.linearize(field, x)
 
         def one(d: Array) -> Array:

@@ -149,6 +149,7 @@ def no_flow(x):
         (lambda: EBFlow("denoising", sigma=(1.0, 0.5, 0.1)), r"a number or a pair \(first, last\)"),
         (lambda: EBFlow("denoising", sigma=(0.1,)), r"a number or a pair \(first, last\), got \(0.1,\)"),
         (lambda: EBFlow(sigma=(1.0, 0.1)), "'sliced' has no noise"),
+        (lambda: EBFlow("denoising", variance_reduced=False), 'variance_reduced=False is for variant="sliced"'),
         (lambda: EBFlow("denoising", sigma=(1.0, 0.1), anneal_steps=0), "anneal_steps must be an integer"),
         (lambda: EBFlow(num_directions=0), "num_directions must be an integer of at least 1"),
         (lambda: estimax.fit(no_flow, EBFlow(), {"x": IRIS}), "is a models.flows.FlowDensity.*'x' is Normal"),

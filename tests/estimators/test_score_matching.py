@@ -96,12 +96,22 @@ def redrawn(problem, keys):
     return lax.map(one, keys)
 
 
-@pytest.mark.parametrize(("variant", "sigma"), [("sliced", 0.1), ("denoising", 0.02), ("denoising", 0.6)])
-def test_sliced_and_denoising_agree_with_the_closed_form(cloud, explicit, variant, sigma):
+@pytest.mark.parametrize(
+    ("variant", "sigma", "options"),
+    [
+        ("sliced", 0.1, {}),
+        # with random squares its Hessian is random: the bias falls by the directions, the spread by their root
+        ("sliced", 0.1, {"variance_reduced": False, "num_directions": 16}),
+        ("denoising", 0.02, {}),
+        ("denoising", 0.6, {}),
+    ],
+    ids=["sliced", "plain", "0.02", "0.6"],
+)
+def test_sliced_and_denoising_agree_with_the_closed_form(cloud, explicit, variant, sigma, options):
     """Over 300 redraws the mean estimate is within 4 s.e. of the closed form: sliced and σ → 0 of MLE's; a large σ of
     the Gaussian with covariance S + σ²I, the smoothed density."""
     with jax.enable_x64(True):
-        estimator = ScoreMatching(variant, sigma=sigma)
+        estimator = ScoreMatching(variant, sigma=sigma, **options)
         problem = estimator.problem(random.key(0), gaussian, None, {"x": jnp.asarray(cloud)})
         found = np.asarray(redrawn(replace(problem, params=explicit.unconstrained), random.split(random.key(5), 300)))
     k = found[:, :9].reshape(-1, 3, 3)
@@ -260,11 +270,12 @@ def energy(x):
         numpyro.factor("x", jnp.tanh(numpyro.subsample(x, event_dim=1) @ W) @ a)
 
 
+@pytest.mark.parametrize("reduced", [True, False], ids=["reduced", "plain"])
 @pytest.mark.parametrize("redraw", [True, False], ids=["redrawn", "of their units"])
-def test_sliced_gradient_of_a_batch_is_that_of_the_formula(redraw):
-    """½‖s‖² + vᵀ(∇s)v of every unit by JAX's own gradient and Hessian in x, differentiated by reverse mode."""
+def test_sliced_gradient_of_a_batch_is_that_of_the_formula(redraw, reduced):
+    """½‖s‖² or ½(vᵀs)², and vᵀ(∇s)v, by the gradient and the Hessian in x of every unit, differentiated backwards."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), jnp.float32)
-    estimator = ScoreMatching("sliced", num_directions=2, subsample=True, redraw=redraw)
+    estimator = ScoreMatching("sliced", num_directions=2, subsample=True, redraw=redraw, variance_reduced=reduced)
     with jax.enable_x64(True):
         problem = estimator.problem(random.key(0), energy, None, {"x": jnp.asarray(x, float)})
         key = random.key(3)
@@ -274,8 +285,9 @@ def test_sliced_gradient_of_a_batch_is_that_of_the_formula(redraw):
 
         def one(params, x, v):
             log_p = lambda x: jnp.tanh(x @ params["W"]) @ params["a"]  # noqa: E731
-            bend = jax.hessian(log_p)(x)
-            return 0.5 * jnp.sum(jax.grad(log_p)(x) ** 2) + jnp.mean(jnp.einsum("mi,ij,mj->m", v, bend, v))
+            bend, s = jax.hessian(log_p)(x), jax.grad(log_p)(x)
+            square = jnp.sum(s**2) if reduced else jnp.mean((v @ s) ** 2)
+            return 0.5 * square + jnp.mean(jnp.einsum("mi,ij,mj->m", v, bend, v))
 
         def formula(params):
             return 8 / 5 * jnp.sum(jax.vmap(one, (None, 0, 1))(params, problem.data["x"][index], v))
@@ -348,6 +360,7 @@ def test_the_loss_is_not_taken_for_a_likelihood(cloud):
     ("options", "message"),
     [
         ({"variant": "implicit"}, "variant must be one of explicit, sliced, denoising"),
+        ({"variance_reduced": False}, "variance_reduced=False is for variant=\"sliced\", not 'explicit'"),
         ({"sigma": 0.0}, "sigma, the noise scale, must be positive, got 0.0"),
         ({"sigma": -1.0}, "must be positive, got -1.0"),
         ({"sigma": "small"}, "must be positive, got 'small'"),
@@ -406,6 +419,12 @@ REALS = np.linspace(-1.0, 2.0, 12)
 def test_bad_models_and_data(observe, data, error, message):
     with pytest.raises(error, match=message):
         estimax.fit(simple(observe), ScoreMatching(), data, progress_bar=False)
+
+
+def test_directions_for_the_square_need_the_real_space():
+    model = simple(lambda t, x, y: numpyro.sample("x", dist.HalfNormal(jnp.exp(t)), obs=x))
+    with pytest.raises(ValueError, match="on the whole real space, not in the domain 'boundary'"):
+        estimax.fit(model, ScoreMatching("sliced", variance_reduced=False), {"x": REALS**2}, progress_bar=False)
 
 
 def test_energies_that_are_nan_are_looked_for_in_all_batches():
