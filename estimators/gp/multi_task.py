@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax, random
 from jax.scipy.special import logsumexp
+from jax.tree_util import Partial
 from numpyro import handlers
 from numpyro.infer.initialization import init_to_uniform
 from numpyro.primitives import Messenger
@@ -37,12 +38,11 @@ from .clusters import (
     means_given,
     sweep,
 )
+from .fixed_point import LIVE_SWEEPS, forwards
 from .posterior import Conditional, FunctionPosterior
 from .problem import Forecast, ProcessProblem, at_once, log_density
 from .view import gram
 
-LIVE_SWEEPS = 20
-"""Sweeps through which second derivatives are carried."""
 ROWS = 64
 """Most rows predicted at once."""
 
@@ -312,7 +312,8 @@ class MultiTaskProblem(ProcessProblem):
 
     def loss(self, params: Params, rng_key: Array, data: Data) -> tuple[Array, Metrics]:
         stats = self.stats(params, data)
-        return -(bound(stats, self.log_responsibilities(stats)) + stats.log_prior), {}
+        way: Callable = Partial(MultiTaskProblem.log_responsibilities, self)
+        return -(bound(stats, forwards(stats, way) if self.live else way(stats)) + stats.log_prior), {}
 
     def responsibilities(self, params: Params) -> np.ndarray:
         """q(z_i = k), ``(tasks, K)``, in the precision of the fit."""

@@ -16,9 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax, random
 from jax.scipy.linalg import lu_factor, lu_solve
+from jax.tree_util import Partial
 
 from ..base import Data, Estimator, Params
 from . import calibration, linalg, view
+from .fixed_point import LIVE_SWEEPS, forwards
 from .posterior import Conditional, FunctionPosterior
 from .problem import Moments, ProcessProblem, at_once
 from .quadrature import LogLikelihood, expected, slopes, tilted
@@ -29,8 +31,6 @@ MAX_SWEEPS = 200
 FIRST_SWEEPS = 5
 TOLERANCE = 1e-9
 """Of the sites, relative: they are then at their fixed point to double precision."""
-LIVE_SWEEPS = 20
-"""Sweeps through which second derivatives are carried."""
 
 
 @dataclass(frozen=True)
@@ -272,7 +272,9 @@ class SitesProblem(ProcessProblem):
 
     def objective(self, params: Params, data: Data) -> Array:
         log_lik, K, _ = self.parts(params, data)
-        return OBJECTIVES[self.method](log_lik, K, self.sites(params, data))
+        sites: Callable = Partial(SitesProblem.sites, self, data=data)
+        stationary = self.method in ("ep", "cvi") and self.live
+        return OBJECTIVES[self.method](log_lik, K, forwards(params, sites) if stationary else sites(params))
 
     def expect(self, anchor: Params, data: Data) -> Sites:
         return self.sites(anchor, data)

@@ -10,6 +10,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from jax import random
+from jax.flatten_util import ravel_pytree
 from numpyro.distributions import constraints
 from scipy import stats
 from scipy.special import logsumexp
@@ -84,6 +85,21 @@ def test_one_cluster_predicts_as_dense_conditioning(single):
     np.testing.assert_allclose(found.variance, np.diag(covariance[n:, n:] - gain @ covariance[:n, n:]), atol=1e-6)
 
 
+@pytest.mark.long
+def test_hessian_of_a_fit_is_the_derivative_of_the_gradient(pair):
+    """Where labels are in doubt, and central differences are of gradients at labels that are converged anew."""
+    problem, params, _, _ = pair
+    params = {**params, "task_scale": params["task_scale"] + 1.5}
+    z, unravel = ravel_pytree(params)
+    loss = lambda problem: lambda z: problem.loss(unravel(z), random.key(0), problem.data)[0]  # noqa: E731
+    hessian = jax.jit(jax.hessian(loss(problem.finish(params))))(z)
+    gradient = jax.jit(jax.grad(loss(problem)))
+    assert problem.responsibilities(params).min() > 1e-4
+    for i, step in enumerate(1e-4 * np.eye(len(z))):
+        expected = (gradient(z + step) - gradient(z - step)) / 2e-4
+        np.testing.assert_allclose(hessian[i], expected, rtol=1e-5, atol=1e-5)
+
+
 def enumerated(data):
     """Exact log-evidence of two clusters, a sum over all labels."""
     curve, own = gaussian(data["t"])
@@ -122,6 +138,7 @@ def test_weights_of_draws_average_to_the_evidence(pair):
     assert logsumexp(log_w) - np.log(2000) == pytest.approx(exact, abs=0.05)
 
 
+@pytest.mark.long
 def test_observations_of_a_new_task_condition_its_predictions(single):
     """`context`: with one cluster all rows are jointly Gaussian, and the truth is dense conditioning on them."""
     problem, params, data, held_out = single
