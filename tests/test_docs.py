@@ -45,7 +45,7 @@ def reduced(function):
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(p, id=p.stem, marks=[pytest.mark.slow] * (p.stem in SLOW))
+        pytest.param(p, id=p.stem, marks=pytest.mark.slow if p.stem in SLOW else pytest.mark.long)
         for p in PAGES
         if p.exists() and blocks(p)
     ],

@@ -159,6 +159,7 @@ def normal(x):
         numpyro.factor("energy", eta * x - 0.5 * k * x**2)
 
 
+@pytest.mark.long
 def test_kernels_leave_the_law_as_it_is():
     """Moments of 2,000 chains after 200 moves from afar, within 4 s.e.; coupled walkers each keep the law, and meet."""
     density = lambda x: -0.5 * jnp.sum(x**2 / jnp.array([1.0, 4.0]), axis=-1)  # noqa: E731

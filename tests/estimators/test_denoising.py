@@ -104,6 +104,7 @@ def test_gaussian_family_recovers_the_sample_moments(fitted):
     assert fitted.params["sd"][0] == pytest.approx(X.std(), abs=0.03)
 
 
+@pytest.mark.long
 def test_log_likelihood_is_the_models_own_on_all_data(fitted):
     process = VP()
     m, sd = fitted.params["m"][0], fitted.params["sd"][0]
@@ -249,6 +250,7 @@ def test_both_targets_have_the_score_as_their_mean():
                 assert abs(terms.mean()) < 4 * terms.std() / np.sqrt(len(terms))
 
 
+@pytest.mark.long
 def test_clean_targets_win_at_small_noise_the_others_at_large_and_their_blend_always():
     fn = Diffusion(lambda x, t: x, VP(), 1)
     estimator = TargetScoreMatching(log_density=mixture_density)

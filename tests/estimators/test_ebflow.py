@@ -101,6 +101,7 @@ def test_normal_family_reaches_the_maximum_likelihood():
     assert float(jnp.mean(flow.log_prob(IRIS))) == pytest.approx(found, abs=1e-4)
 
 
+@pytest.mark.long
 def test_a_flow_of_flowjax_starts_another_fit_and_is_no_array():
     """Its `shape`, that of x, is not that of a parameter: tables and draws leave it out."""
 

@@ -119,6 +119,7 @@ def test_responsibilities_equal_scikit_learn(fitted, x64):
     np.testing.assert_allclose(found.T, peer.predict_proba(PETALS[:, None]), atol=1e-5)
 
 
+@pytest.mark.long
 def test_mixture_of_experts_finds_both_lines(lines):
     direct = estimax.fit(experts, MLE(), {"x": X, "y": Y}, start=lines.params, progress_bar=False)
     assert lines.losses[-1] == pytest.approx(direct.losses[-1], abs=1e-6)

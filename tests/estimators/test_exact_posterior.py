@@ -71,6 +71,7 @@ def test_minus_cubo_is_minus_the_evidence(x64):
     np.testing.assert_allclose(loss, LOG_Z, rtol=0, atol=1e-9)
 
 
+@pytest.mark.long
 def test_bounds_are_ordered(x64):
     """ELBO ≤ IWAE(4) ≤ IWAE(64) ≤ log Z with a guide 1.4 times too wide; the ELBO's gap is a KL in closed form."""
 

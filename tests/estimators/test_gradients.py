@@ -167,7 +167,14 @@ def assert_agrees(draws, truth, sigma=4.0):
         assert np.all(error < 0.1)  # the test has power: gradients here are of order 0.1 to 1
 
 
-@pytest.mark.parametrize(("name", "gradient"), [(n, g) for n in ESTIMATORS for g in gradients_of(n)])
+RELATIVES = ("miwae", "ciwae", "piwae", "renyi_negative", "cubo")
+"""Of objectives that the default suite has: with long tests."""
+
+
+@pytest.mark.parametrize(
+    ("name", "gradient"),
+    [pytest.param(n, g, marks=[pytest.mark.long] * (n in RELATIVES)) for n in ESTIMATORS for g in gradients_of(n)],
+)
 def test_expected_gradient(name, gradient, exact):
     assert_agrees(sampled(ESTIMATORS[name](gradient)), exact(name, gradient))
 
@@ -208,6 +215,7 @@ def ascent_in_the_limit(name, params):
     }[name]()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "gradient"), [("cubo", "dreg"), ("rws", "score"), ("vis", "reparam"), ("vis", "score"), ("vis", "dreg")]
 )
@@ -486,6 +494,7 @@ def test_path_is_biased_for_iwae(exact):
     assert np.max(np.abs(mean - truth["scale"]) / error) > 20
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["iwae", "vis", "rws"])
 def test_doubly_reparameterised_gradient_of_vectors_in_a_plate(name):
     """The gradients of model and guide from one pass are coefficients times derivatives written with arrays alone."""

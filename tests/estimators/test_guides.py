@@ -61,6 +61,7 @@ def test_autoguides_train(name):
     assert losses[-20:].mean() < losses[:5].max() - 1.0
 
 
+@pytest.mark.long
 def test_autodelta_finds_the_mode():
     data = linear_gaussian.data()
     guide = autoguide.AutoDelta(linear_gaussian.model)

@@ -82,6 +82,7 @@ def test_rank_of_the_data_gives_the_exact_posterior(linear):
     np.testing.assert_allclose((draws @ along).std(0) / sd, 1, atol=4 / np.sqrt(40_000))
 
 
+@pytest.mark.long
 def test_weights_and_evidence_go_through_psis(linear):
     evidence = linear.log_evidence(1000)
     assert evidence.value == pytest.approx(EXACT, abs=1e-6)  # weights are constant
@@ -89,6 +90,7 @@ def test_weights_and_evidence_go_through_psis(linear):
     assert linear.sample(100, resample="psis")["b"].shape == (100, SIZE)
 
 
+@pytest.mark.long
 def test_too_low_a_rank_is_too_wide_never_too_narrow():
     result = fit(ridge, Laplace(hessian="low_rank", rank=2), DATA)
     kept = np.sort(1 / np.asarray(result.problem.scale.shrink) ** 2 - 1)
@@ -117,6 +119,7 @@ def test_full_rank_is_the_full_hessian_in_a_network():
     assert set(low.sample(10)) == {"w", "log_sd", "v"}
 
 
+@pytest.mark.long
 def test_a_prior_without_curvature_takes_the_diagonal_of_the_loss():
     def flat(y):
         b = numpyro.sample("b", dist.Laplace(0.0, 1.0).expand([3]).to_event(1))

@@ -191,6 +191,7 @@ def test_gaussian_hmm_finds_the_maximum_of_hmmlearn():
     np.testing.assert_allclose(-result.losses[-1], max(peers), atol=1e-3)
 
 
+@pytest.mark.long
 def test_weights_are_repetitions(spector):
     counts = np.random.default_rng(0).integers(1, 4, len(spector["y"]))
     weighted = fit(logistic, MLE(weights=counts), spector)
@@ -217,6 +218,7 @@ def test_map_is_the_ridge_estimate(spector):
     np.testing.assert_allclose(tempered.params["b"], np.linalg.solve(half, x.T @ y / 0.5), rtol=1e-9)
 
 
+@pytest.mark.long
 def test_laplace_is_exact_for_a_gaussian_model(spector):
     def ridge(x, y=None):
         b = numpyro.sample("b", dist.Normal(0.0, 2.0).expand([x.shape[1]]).to_event(1))

@@ -57,6 +57,7 @@ def test_transitions_of_a_linear_drift_are_exact():
     np.testing.assert_allclose(factor, sd * np.eye(2), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 def test_targets_of_a_linear_drift_are_those_of_denoising():
     """Over the whole time, −(x_t − α x)/σ²; over a part of it of the same mean, within 4 s.e."""
     t, x, n = jnp.float32(0.6), jnp.array([0.8]), 20_000

@@ -142,6 +142,7 @@ def test_resume_keeps_the_chains(fitted):
     assert abs(more.losses[800] - fitted.losses[-50:].mean()) < 5 * fitted.losses[-200:].std()
 
 
+@pytest.mark.long
 def test_restarts_have_chains_of_their_own():
     fit = estimax.fit(effects, MCEM(num_chains=2), {"y": Y}, num_steps=3, num_restarts=2, progress_bar=False)
     assert fit.problem.memory["u"].shape == (2, n, 1)

@@ -227,6 +227,7 @@ def test_minibatches_of_nce(sample):
         assert v.std() > u.std()
 
 
+@pytest.mark.long
 def test_nce_is_not_taken_for_a_likelihood(sample):
     result = fit(gaussian, NCE(), sample)
     with pytest.raises(TypeError, match="not a likelihood"):
@@ -308,6 +309,7 @@ def test_a_partition_function_that_diverges_is_named(sample):
     assert any("partition function diverges" in line for line in found.diagnose().advice)
 
 
+@pytest.mark.long
 def test_log_normalizer_of_a_density_on_the_line(sample):
     """Closed form, by both gradient kernels, within 4 s.e."""
     result = fit(gaussian, ScoreMatching(), sample)

@@ -47,6 +47,7 @@ def two_variances(x):
     numpyro.sample("x", Diffusion(score, PROCESS, 1, predicts="score"), obs=x)
 
 
+@pytest.mark.long
 def test_score_of_clean_gaussian_data():
     """Above the level of the noise the variance is that of the clean data, below it that of the denoised.
 

@@ -74,7 +74,13 @@ def assert_equal(ours, theirs, rtol):
 
 @pytest.mark.parametrize(
     ("alpha", "problem", "batch_size"),
-    [(0, "local", None), (0, "local", 4), (0, "global", None), (0.5, "local", 4), (3.0, "local", None)],
+    [
+        (0, "local", None),
+        pytest.param(0, "local", 4, marks=pytest.mark.long),
+        (0, "global", None),
+        (0.5, "local", 4),
+        pytest.param(3.0, "local", None, marks=pytest.mark.long),
+    ],
 )
 def test_renyi(alpha, problem, batch_size, x64):
     ours = es.Renyi(5, "reparam", alpha=alpha) if alpha else es.IWAE(5, "reparam")
@@ -90,6 +96,7 @@ def test_elbo(num_particles, problem, x64):
     assert_equal(ours, theirs, rtol=1e-11)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("num_particles", "problem"), [(1, "global"), (5, "global"), (5, "local")])
 def test_elbo_with_a_subsampled_plate(num_particles, problem, x64):
     """Trace_ELBO draws its subsample inside the particle; here it is given the one of all particles."""
@@ -109,6 +116,7 @@ def test_float32():
     assert_equal(elbo, both(Trace_ELBO(num_particles=5), KEY, "local"), rtol=2e-5)
 
 
+@pytest.mark.long
 def test_value_does_not_depend_on_the_gradient_estimator(x64):
     """Nor on what φ follows: the reported loss is that of θ."""
     params = {n: jnp.asarray(v, float) for n, v in LOCAL.items()}
@@ -135,6 +143,7 @@ def nested_guide(x, batch_size=None):
             numpyro.sample("z", dist.Normal(0.5 * m, numpyro.param("scale", 0.9)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batch_size", [None, 2])
 def test_nested_plates(batch_size, x64):
     params = {"loc": jnp.linspace(0.0, 1.0, 4), "scale": jnp.asarray(0.9)}

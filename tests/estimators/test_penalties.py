@@ -54,6 +54,7 @@ def fit(model, estimator, data, **options):
     return estimax.fit(model, estimator, data, progress_bar=False, **options)
 
 
+@pytest.mark.long
 def test_lasso_on_raw_scales():
     found = fit(linear, MLE(l1={"b": 15.0}), {"x": X, "y": Y})
     peer = Lasso(alpha=0.1, tol=1e-13, max_iter=10**6).fit(X, Y)
@@ -98,6 +99,7 @@ def test_l1_logistic_regression():
     np.testing.assert_allclose(found.params["b"], peer.coef_[0], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.long
 def test_l2_poisson_regression_and_its_standard_errors():
     found = fit(poisson, MLE(l2={"b": 30.0}), {"x": XS, "y": COUNTS})
     peer = PoissonRegressor(alpha=0.2, solver="newton-cholesky", tol=1e-12).fit(XS, COUNTS)
@@ -138,6 +140,7 @@ def test_fused_lasso_equals_a_convex_program(l1):
     np.testing.assert_allclose(found, y - d.T @ dual.x, atol=1e-5)
 
 
+@pytest.mark.long
 def test_fused_regression_is_optimal():
     a = rng.normal(size=(40, 12))
     y = a @ np.repeat([1.0, -1.0, 0.0], 4) + rng.normal(size=40)
@@ -177,6 +180,7 @@ def test_proximal_operator_of_an_image_equals_a_convex_program(x64, strength):
     np.testing.assert_allclose(rows, direct, atol=1e-8)
 
 
+@pytest.mark.long
 def test_counts_of_a_blurred_image_are_optimal():
     """Poisson, fused along both axes, non-negative: the optimality conditions, a bounded least-squares problem."""
     truth = np.zeros((5, 5))

@@ -113,6 +113,7 @@ def two_modes():
     return exponential_family.polynomial_data()["x"][:150]
 
 
+@pytest.mark.long
 def test_two_modes_reach_the_maximum_of_the_recovery_likelihood(two_modes):
     """Found by quadrature and scipy. 0.001 nats a datum from it: the data themselves leave 4/(2 · 150) = 0.013."""
     loss = lambda v: polynomial_recovery(two_modes, 0.8, v)  # noqa: E731
@@ -131,6 +132,7 @@ def gaussian():
     return rng.normal(-1.0, 1.5, 500)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [{"steps": 10}, {"steps": 1, "initializer": "guess"}], ids=["plain", "cooperative"])
 def test_gaussian_data_give_maximum_likelihood(gaussian, options):
     result = estimax.fit(
@@ -151,6 +153,7 @@ def with_levels(x, s):
         numpyro.factor("energy", -0.5 * (x - m) ** 2 / (v + s**2))
 
 
+@pytest.mark.long
 def test_ladder_of_levels_and_draws_down_it(gaussian):
     data = {"x": gaussian, "s": np.zeros(len(gaussian))}
     estimator = RecoveryLikelihood((0.5, 1.5, 4.0), level="s", steps=5)

@@ -101,9 +101,9 @@ def redrawn(problem, keys):
     [
         ("sliced", 0.1, {}),
         # with random squares its Hessian is random: the bias falls by the directions, the spread by their root
-        ("sliced", 0.1, {"variance_reduced": False, "num_directions": 16}),
+        pytest.param("sliced", 0.1, {"variance_reduced": False, "num_directions": 16}, marks=pytest.mark.long),
         ("denoising", 0.02, {}),
-        ("denoising", 0.6, {}),
+        pytest.param("denoising", 0.6, {}, marks=pytest.mark.long),
     ],
     ids=["sliced", "plain", "0.02", "0.6"],
 )
@@ -271,7 +271,9 @@ def energy(x):
 
 
 @pytest.mark.parametrize("reduced", [True, False], ids=["reduced", "plain"])
-@pytest.mark.parametrize("redraw", [True, False], ids=["redrawn", "of their units"])
+@pytest.mark.parametrize(
+    "redraw", [True, pytest.param(False, marks=pytest.mark.long)], ids=["redrawn", "of their units"]
+)
 def test_sliced_gradient_of_a_batch_is_that_of_the_formula(redraw, reduced):
     """½‖s‖² or ½(vᵀs)², and vᵀ(∇s)v, by the gradient and the Hessian in x of every unit, differentiated backwards."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), jnp.float32)

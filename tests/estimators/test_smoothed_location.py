@@ -125,6 +125,7 @@ def test_what_a_fit_leaves(tmp_path):
         fit.covariance("parametric_bootstrap")
 
 
+@pytest.mark.long
 def test_perturbation_follows_the_seed():
     fits = [
         estimax.fit(normal, SmoothedLocation(0.5), {"x": X}, seed=s, progress_bar=False).params["mu"] for s in (0, 0, 1)

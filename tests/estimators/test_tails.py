@@ -26,9 +26,10 @@ PERIODIC = model(lambda x, k: -k * jnp.cos(x))
 NORMAL = model(lambda x, k: -k * jnp.cos(x) + 0.3 * x**2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "estimator",
-    [ScoreMatching(), *(pytest.param(e, marks=pytest.mark.long) for e in (NCE(), ConditionalNCE()))],
+    [ScoreMatching(), NCE(), ConditionalNCE()],
     ids=lambda e: type(e).__name__,
 )
 def test_the_verdict_says_so(estimator):

@@ -157,6 +157,7 @@ def test_a_missing_peer_is_left_out_and_said(monkeypatch):
     assert notes == ["blackjax:Pathfinder is left out: blackjax is not installed (pip install blackjax)"]
 
 
+@pytest.mark.long
 def test_the_default_column_is_the_plain_call(monkeypatch, tmp_path):
     calls = []
     original = columns.fit

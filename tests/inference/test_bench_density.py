@@ -39,6 +39,7 @@ def wide(x, batch_size=None):
         numpyro.sample("x", dist.MultivariateNormal(jnp.zeros(2), 9.0 * jnp.eye(2)), obs=x)
 
 
+@pytest.mark.long
 def test_divergence_of_a_wide_normal_from_the_grid_of_gaussians():
     """KL = cross-entropy, closed in the second moments, less the entropy of the grid by quadrature."""
     ticks = np.linspace(-4.5, 4.5, 601)

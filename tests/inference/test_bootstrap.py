@@ -110,6 +110,7 @@ def test_some_resamples_are_separated():
     assert regular > 20
 
 
+@pytest.mark.long
 def test_simulated_data():
     """A Poisson rate: se sqrt(rate / n), the standard deviation of 400 refits within 4 of its own (14 %)."""
     y = np.random.default_rng(1).poisson(3.0, 50)

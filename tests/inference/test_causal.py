@@ -19,6 +19,7 @@ def pair(seed):
     return 3 * x, 40 + np.tanh(2 * x) + (0.1 + 0.4 * np.exp(-(x**2))) * rng.normal(size=N)
 
 
+@pytest.mark.long
 def test_fit_is_the_optimum_of_the_natural_parameters():
     """The concave program in (w1, w2) by SciPy, with gradients written by hand, has the same value."""
     x, y = (np.asarray(location_scale.standardised(v), float) for v in pair(0))
@@ -66,6 +67,7 @@ def test_mean_and_noise_are_recovered():
     assert np.mean(np.abs(precision**-0.5 / np.exp(0.4 * x - 1) - 1)[inner]) < 0.1
 
 
+@pytest.mark.long
 def test_direction_is_found_on_simulated_pairs():
     right = []
     for seed in range(6):

@@ -282,6 +282,7 @@ def test_plain_values_stay_plain(tmp_path):
     assert files.load_data("eight_schools")["y"].shape == (8,)
 
 
+@pytest.mark.long
 def test_fit_with_a_guide_and_an_optimizer_of_choice(there, capsys):
     argv = ["fit", "mine.py:model", "--data", "data.json", "--guide", "mine.py:guide", *QUICK]
     assert main([*argv, "--optimizer", "rmsprop", "--learning-rate", "0.1", "--restarts", "2"]) == 0
@@ -368,6 +369,7 @@ def interrupt_at_call(monkeypatch, number):
     monkeypatch.setattr(engine, "_call", call)
 
 
+@pytest.mark.long
 def test_interrupted_compare_keeps_and_saves_what_was_done(there, capsys, monkeypatch):
     interrupt_at_call(monkeypatch, 6)  # the first fit takes three calls, of 1, 8 and 41 steps
     argv = ["compare", "mine.py:model", "--data", "data.json", "--estimators", "elbo,iwae,vis", "--out", "cut", *QUICK]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import pytest
 from jax import lax, random
 from jax.flatten_util import ravel_pytree
 from scipy import stats
@@ -87,6 +88,7 @@ def intervals(problem, ys):
     return lax.map(one, ys, batch_size=100)
 
 
+@pytest.mark.long
 def test_profile_intervals_cover_in_a_small_skewed_sample_where_wald_ones_do_not():
     """Five exponential lifetimes: Wald's interval of the mean covers P(2.66 < Γ(5)) = 87 %."""
     ys = np.random.default_rng(1).exponential(3.0, size=(SETS, 5))

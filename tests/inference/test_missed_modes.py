@@ -77,6 +77,7 @@ def test_a_good_looking_fit_of_one_mode_is_not_called_good():
     assert table["verdict"].tolist() == ["do not use"]
 
 
+@pytest.mark.long
 def test_the_bound_is_of_its_own_model_and_data_alone():
     start = find_start(two_modes, {})
     assert np.isfinite(start.bound)

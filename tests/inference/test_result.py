@@ -162,6 +162,7 @@ def test_resume_goes_on():
         short.resume(0)
 
 
+@pytest.mark.long
 def test_resume_of_restarts_goes_on_from_the_best():
     many = fit(model, IWAE(8), {"y": Y}, guide=guide, num_steps=50, num_restarts=3, progress_bar=False)
     longer = many.resume(30, progress_bar=False)

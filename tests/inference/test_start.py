@@ -58,7 +58,7 @@ def test_given_values(exact):
     np.testing.assert_allclose(start.scale @ start.scale.T, exact[1], rtol=1e-8)
 
 
-@pytest.mark.parametrize("method", ["pathfinder", "prior", "values", "Start"])
+@pytest.mark.parametrize("method", [pytest.param("pathfinder", marks=pytest.mark.long), "prior", "values", "Start"])
 def test_every_start_ends_at_the_posterior(method, exact):
     if method == "pathfinder":
         pytest.importorskip("blackjax")
@@ -201,6 +201,7 @@ def test_given_values_in_more_dimensions_than_a_hessian_has_room_for():
     assert start.scale.shape == (size,)
 
 
+@pytest.mark.long
 def test_search_is_in_double_precision():
     """Raw units: a slope of 1e-5 beside an intercept of 1e4, correlated at −0.999."""
 

@@ -239,6 +239,7 @@ def test_wrong_files(tmp_path):
         load(tmp_path, model)
 
 
+@pytest.mark.long
 def test_wrong_model(default_fit, saved, tmp_path):
     _, path = saved
 

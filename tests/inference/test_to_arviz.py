@@ -151,6 +151,7 @@ def mean_guide(**data):
     numpyro.sample("mu", dist.Normal(numpyro.param("m", 0.0), 1.0))
 
 
+@pytest.mark.long
 def test_improper_prior_has_no_prior_groups():
     def model(y):
         mu = numpyro.sample("mu", dist.ImproperUniform(dist.constraints.real, (), ()))
@@ -165,6 +166,7 @@ def test_improper_prior_has_no_prior_groups():
         az.summary(result.to_arviz(50))
 
 
+@pytest.mark.long
 def test_factor_is_no_observed_variable():
     def model(y):
         mu = numpyro.sample("mu", dist.Normal(0, 1))

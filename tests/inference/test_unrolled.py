@@ -71,6 +71,7 @@ def poisson_guide(y):
     numpyro.sample("count", dist.Poisson(rate))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("model", "guide"), [(normal_model, AutoNormal(normal_model)), (poisson_model, poisson_guide)],
     ids=["normal", "poisson"],

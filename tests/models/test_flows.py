@@ -36,6 +36,7 @@ def test_density_integrates_to_one():
     assert total == pytest.approx(1, abs=2e-3)
 
 
+@pytest.mark.long
 def test_draws_have_the_density():
     """In one dimension the distribution function by quadrature: Kolmogorov and Smirnov's test."""
     density = FlowDensity(bent(1))

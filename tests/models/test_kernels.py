@@ -81,6 +81,7 @@ def test_coregionalisation_is_a_kronecker_product_and_sums():
     np.testing.assert_allclose(lmc(inputs, inputs), truth, rtol=1e-12)
 
 
+@pytest.mark.long
 def test_same_task_is_block_diagonal_with_hyper_parameters_of_each_task():
     t, task = jnp.asarray(rng.uniform(size=6)), jnp.array([0, 0, 1, 1, 1, 2])
     lengths, variances = jnp.array([0.3, 0.5, 0.9]), jnp.array([1.0, 2.0, 3.0])

@@ -76,6 +76,7 @@ def test_blocks_contract():
         assert float(slopes.max()) <= 0.8
 
 
+@pytest.mark.long
 def test_the_random_series_is_unbiased():
     """Mean of 20,000 estimates within 4 standard errors of the exact log-determinant; directions differ by x."""
     blocks = [

@@ -47,6 +47,7 @@ def test_conditional_is_the_ratio_of_joint_and_marginal(process, covariance):
         assert found.log_prob(jnp.asarray(new)) == pytest.approx(truth, abs=1e-9)
 
 
+@pytest.mark.long
 def test_scales_drawn_from_the_prior_agree_with_the_closed_form(process):
     """A model with a sampled scale: importance sampling of it gives the evidence and the scale's posterior."""
     y, draws = jnp.asarray(Y[:4]), dist.InverseGamma(DF / 2, DF / 2).sample(random.key(0), (20_000,))

@@ -59,6 +59,7 @@ def test_density_of_a_gaussian_is_exact(process):
     np.testing.assert_allclose(diffusion.log_prob(X.astype(np.float32)), truth, atol=2e-3)
 
 
+@pytest.mark.long
 def test_density_of_a_mixture_is_exact():
     process = VP()
     diffusion = Diffusion(

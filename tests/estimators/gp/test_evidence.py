@@ -88,6 +88,7 @@ def test_fit_is_not_worse_than_scikit_learn_and_summary_has_standard_errors(seri
     assert np.abs(error).max() < 4.5
 
 
+@pytest.mark.long
 def test_prior_makes_it_map(series):
     def with_prior(X, y):
         length = numpyro.sample("length", dist.LogNormal(0.0, 0.1))
