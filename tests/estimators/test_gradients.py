@@ -167,7 +167,7 @@ def assert_agrees(draws, truth, sigma=4.0):
         assert np.all(error < 0.1)  # the test has power: gradients here are of order 0.1 to 1
 
 
-RELATIVES = ("miwae", "ciwae", "piwae", "renyi_negative", "cubo")
+RELATIVES = ("miwae", "ciwae", "piwae", "renyi", "renyi_negative", "cubo")
 """Of objectives that the default suite has: with long tests."""
 
 

@@ -332,8 +332,10 @@ def test_log_normalizer_of_a_density_on_the_line(sample):
 
 
 @pytest.mark.parametrize(
-    "estimator", [NCE(learn_constant=False), DDO(dist.Normal(1.0, 1.0), 5)], ids=["NCE", "DDO"]
-)  # fmt: skip
+    "estimator",
+    [NCE(learn_constant=False), pytest.param(DDO(dist.Normal(1.0, 1.0), 5), marks=pytest.mark.long)],
+    ids=["NCE", "DDO"],
+)
 def test_a_model_wrongly_taken_as_normalised_is_named(sample, estimator):
     """Half of a density integrates to a half, whatever its location."""
 

@@ -78,8 +78,8 @@ def assert_equal(ours, theirs, rtol):
         (0, "local", None),
         pytest.param(0, "local", 4, marks=pytest.mark.long),
         (0, "global", None),
-        (0.5, "local", 4),
-        pytest.param(3.0, "local", None, marks=pytest.mark.long),
+        pytest.param(0.5, "local", 4, marks=pytest.mark.long),
+        (3.0, "local", None),
     ],
 )
 def test_renyi(alpha, problem, batch_size, x64):

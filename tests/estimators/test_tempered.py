@@ -44,9 +44,9 @@ def sampled(estimator, num_draws=20_000):
     [
         (es.DataEmphasizedELBO(2, kappa=3.5), 3.5),
         (es.DataEmphasizedELBO(2), D / N),
-        (es.AutoGen(2, m=2.0), 3.0),
+        pytest.param(es.AutoGen(2, m=2.0), 3.0, marks=pytest.mark.long),
         (es.AutoGen(2, "score", m=0.0), 1.0),
-        (es.DataEmphasizedELBO(2, "reparam", kappa=0.25), 0.25),
+        pytest.param(es.DataEmphasizedELBO(2, "reparam", kappa=0.25), 0.25, marks=pytest.mark.long),
     ],
     ids=["kappa", "kappa_default", "autogen", "autogen_0", "kappa_reparam"],
 )

@@ -55,7 +55,9 @@ def test_the_counter_counts():
     assert made.count > 0
 
 
-@pytest.mark.parametrize("name", ["default", "function", "class", "with a param"])
+@pytest.mark.parametrize(
+    "name", ["default", "function", *(pytest.param(n, marks=pytest.mark.long) for n in ("class", "with a param"))]
+)
 def test_second_fit_with_other_data_compiles_nothing(name):
     entry = models.linear_gaussian_theta
     fitted, key, data = {

@@ -7,8 +7,11 @@ import pytest
 
 from estimax.models import toys_2d
 
+TOYS = [pytest.param(name, marks=[pytest.mark.long] * (name == "two_moons")) for name in toys_2d.TOYS]
+"""That of two moons is a quadrature at every point."""
 
-@pytest.mark.parametrize("name", toys_2d.TOYS)
+
+@pytest.mark.parametrize("name", TOYS)
 def test_density_integrates_to_one_and_has_the_moments_of_draws(name):
     """On a grid; moments within 4 standard errors of 40,000 draws'."""
     toy = toys_2d.TOYS[name]
@@ -25,7 +28,7 @@ def test_density_integrates_to_one_and_has_the_moments_of_draws(name):
         assert abs(drawn.mean() - exact) < 4 * drawn.std() / 200
 
 
-@pytest.mark.parametrize("name", toys_2d.TOYS)
+@pytest.mark.parametrize("name", TOYS)
 def test_entropy_of_draws(name):
     """The mean log-density of draws is minus the entropy, by quadrature: tells where, not only how far."""
     toy = toys_2d.TOYS[name]

@@ -51,7 +51,9 @@ def under_noise(process, t):
     return process.alpha(t) * MEAN, process.alpha(t) ** 2 * COV + process.sigma(t) ** 2 * np.eye(2)
 
 
-@pytest.mark.parametrize("process", [VP(), VE(), SubVP()], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize(
+    "process", [VP(), VE(), pytest.param(SubVP(), marks=pytest.mark.long)], ids=lambda p: type(p).__name__
+)
 def test_density_of_a_gaussian_is_exact(process):
     diffusion = gaussian(process)
     truth = stats.multivariate_normal(*under_noise(process, process.t_min)).logpdf(X)
