@@ -73,6 +73,18 @@ def test_blocks_cover_all_rows(monkeypatch):
     np.testing.assert_allclose(iterative.bilinear(r.kernel, r.X, v, 2 * v), jnp.sum(v * (K @ (2 * v))), rtol=1e-9)
 
 
+def test_products_with_many_vectors_and_with_many_kernels_at_once():
+    X, lengths = jnp.linspace(0.0, 3.0, 7), jnp.array([0.5, 2.0])
+    matrix = lambda length: jnp.exp(-jnp.abs(X[:, None] - X) / length)  # noqa: E731
+    product = lambda length, v: iterative.matmul(kernels.Exp(length), X, v)  # noqa: E731
+    v = jax.random.normal(jax.random.key(0), (2, 7, 3))
+    for axes in ((None, 0), (0, None), (0, 0)):
+        for vectors in (v, v[..., 0]):
+            some = [a if axis == 0 else a[0] for a, axis in zip((lengths, vectors), axes, strict=True)]
+            expected = jax.vmap(lambda length, v: matrix(length) @ v, axes)(*some)
+            np.testing.assert_allclose(jax.vmap(product, axes)(*some), expected, rtol=1e-9)
+
+
 @pytest.mark.long
 def test_prediction_has_the_exact_mean_and_no_less_than_the_exact_variance(series):
     exact = pose(GPEvidence(), observed_model, series)
