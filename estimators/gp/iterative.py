@@ -91,20 +91,24 @@ def rows_at_once(count: int, n: int) -> int:
     return blocks.size_of(count, BLOCK // n)
 
 
-@custom_vmap
 def matmul(kernel: Any, X: Any, v: Array) -> Array:
     """K v block by block; ``(n,)`` or ``(n, c)``."""
-    return blocks.apply(lambda x: kernel(x, X) @ v, X, rows_at_once(len(v), len(v)))
+    return blocks.apply(lambda x: _product(kernel(x, X), v), X, rows_at_once(len(v), len(v)))
 
 
-@matmul.def_vmap
-def _matmul_of_many(count: int, batched: list, kernel: Any, X: Any, v: Array) -> tuple[Array, bool]:
+@custom_vmap
+def _product(rows: Array, v: Array) -> Array:
+    return rows @ v
+
+
+@_product.def_vmap
+def _product_with_many(count: int, batched: list, rows: Array, v: Array) -> tuple[Array, bool]:
     """Vectors become columns: a product with a matrix of rows takes twice as long under jax 0.9."""
-    if any(jax.tree.leaves(batched[:2])):
-        return jax.vmap(matmul.fun, jax.tree.map(lambda b: 0 if b else None, tuple(batched)))(kernel, X, v), True
-    columns = jnp.moveaxis(v, 0, -1)
-    out = matmul(kernel, X, columns.reshape(len(columns), -1))
-    return jnp.moveaxis(out.reshape(columns.shape), -1, 0), True
+    if batched[0]:
+        return jax.vmap(jnp.matmul, (0, 0 if batched[1] else None))(rows, v), True
+    moved = jnp.moveaxis(v, 0, -1)
+    columns = lax.optimization_barrier(moved.reshape(len(moved), -1))  # or the product takes the rows after all
+    return jnp.moveaxis((rows @ columns).reshape(len(rows), *moved.shape[1:]), -1, 0), True
 
 
 def bilinear(kernel: Any, X: Any, left: Array, right: Array) -> Array:
